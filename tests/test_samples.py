@@ -1,0 +1,83 @@
+"""Clean samples come in, go out and come back as the same samples."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from secalign_kit.samples import (
+    DINOSAUR_HOST,
+    DINOSAUR_PAYLOAD,
+    Sample,
+    load_samples,
+    save_samples,
+    shipped_samples,
+)
+
+texts = st.text(max_size=30)
+samples = st.builds(
+    Sample, texts.filter(str.strip), texts, texts, texts, texts.filter(lambda t: t != "")
+)
+tmp_ok = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@tmp_ok
+@given(rows=st.lists(samples, max_size=4))
+def test_samples_survive_a_round_trip_through_jsonl(tmp_path, rows):
+    save_samples(rows, tmp_path / "rows.jsonl")
+    assert load_samples(tmp_path / "rows.jsonl") == rows
+
+
+def test_request_joins_instruction_and_data_and_has_no_trailing_space():
+    assert DINOSAUR_HOST.request.endswith("task. Determine whether a number is prime.")
+    assert DINOSAUR_PAYLOAD.request == "Do dinosaurs exist?"
+
+
+def test_alpaca_rows_lose_surrounding_whitespace_and_gain_an_id(tmp_path):
+    path = tmp_path / "farm.json"
+    row = {"instruction": "Sum.", "input": "1 2", "output": "\n\n3", "generator": "x"}
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    assert load_samples(path) == [Sample("Sum.", "1 2", "3", "", "farm-00000")]
+
+
+@pytest.mark.parametrize("line, where", [
+    ('{"instruction": 3}', "row 1, field 'instruction'"),
+    ('{"instruction": " "}', "row 1, field 'instruction'"),
+    ('{"instruction": "a", "answer": null}', "row 1, field 'answer'"),
+    ('{"instruction": "a", "output": "b"}', "row 1 has the unknown field 'output'"),
+    ('{"instruction": "a", "data": "\\ud800"}', "row 1, field 'data'"),
+    ("[]", "row 1 is a list"),
+    ("{", "row 1 is not valid JSON"),
+])
+def test_a_bad_row_is_named_by_number_and_field(tmp_path, line, where):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"instruction": "fine"}\n' + line, encoding="utf-8")
+    with pytest.raises(ValueError, match=where):
+        load_samples(path)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("absent.jsonl", None), ("rows.csv", b""), ("rows.json", b"{}"), ("rows.json", b"\xff"),
+])
+def test_a_file_of_another_kind_is_refused_with_its_name(tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        load_samples(tmp_path / name)
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    save_samples([DINOSAUR_HOST], path)
+    with pytest.raises(UnicodeEncodeError):
+        save_samples([Sample("\ud800")], path)
+    assert load_samples(path) == [DINOSAUR_HOST]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="train, validation, heldout"):
+        shipped_samples("test")
