@@ -1,0 +1,236 @@
+"""Tokenizer and model of the embedded preset, trained from scratch: `python -m ...toy.pretrain`.
+
+A byte-level BPE tokenizer (any text encodes) and a small `LlamaForCausalLM` on the mixture of
+`corpus`, loss on responses only. Batches are cut from length-sorted pools, so that little of a
+batch is padding; matrix products run in bf16 where the processor has instructions for it. A killed
+run goes on from its last checkpoint: the data of step `k` depend on seed and `k` alone.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ..prompts import FORMATS
+from .corpus import corpus_sample
+from .world import Vocabulary
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<instruction_delimiter>{{ message['content'] }}"
+    "{% elif message['role'] == 'input' %}<data_delimiter>{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}<response_delimiter>{{ message['content'] }}<|end|>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<response_delimiter>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What makes the shipped model."""
+
+    seed: int = 0
+    vocabulary: int = 2048
+    hidden: int = 256
+    layers: int = 5
+    heads: int = 8
+    intermediate: int = 640
+    steps: int = 3600
+    batch: int = 128
+    pool: int = 64  # batches that are sorted by length together
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    decay: float = 0.5  # share of the run in which the rate falls linearly to zero
+    weight_decay: float = 0.05
+
+
+def train_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over 20,000 samples, the toy format's delimiters as special tokens."""
+    rng, vocabulary = random.Random(f"tokenizer-{config.seed}"), Vocabulary.full()
+    samples = (corpus_sample(rng, vocabulary) for _ in range(20_000))
+    toy = FORMATS["toy"]
+    specials = [toy.end, "<|pad|>", toy.instruction, toy.data, toy.response]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        (text for s in samples for text in (s.instruction, s.data, s.answer)),
+        trainers.BpeTrainer(vocab_size=config.vocabulary, special_tokens=specials,
+                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                            show_progress=False),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=toy.end, pad_token="<|pad|>",
+        additional_special_tokens=specials[2:], chat_template=TEMPLATE, padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(config: PretrainConfig, tokenizer) -> LlamaForCausalLM:
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=config.hidden, tie_word_embeddings=True,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads,
+            intermediate_size=config.intermediate, max_position_embeddings=1024,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, initializer_range=0.02,
+        )
+    )
+
+
+def encode_batch(tokenizer, samples) -> list[tuple[list[int], int]]:
+    """(ids, length of the prompt) of each sample."""
+    toy = FORMATS["toy"]
+    texts = []
+    for s in samples:
+        data = f"{toy.data}{s.data}" if s.data else ""
+        texts += [f"{toy.instruction}{s.instruction}{data}{toy.response}", s.answer + toy.end]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [(p + r, len(p)) for p, r in zip(ids[::2], ids[1::2], strict=True)]
+
+
+def pool_of_batches(config: PretrainConfig, tokenizer, number: int) -> list:
+    """The batches of pool `number`, cut from length-sorted samples, in random order."""
+    rng, vocabulary = random.Random(f"pool-{config.seed}-{number}"), Vocabulary.full()
+    samples = [corpus_sample(rng, vocabulary) for _ in range(config.pool * config.batch)]
+    rows = sorted(encode_batch(tokenizer, samples), key=lambda row: len(row[0]))
+    batches = [rows[i : i + config.batch] for i in range(0, len(rows), config.batch)]
+    rng.shuffle(batches)
+    return batches
+
+
+def response_loss(model, rows, pad: int, bf16: bool) -> torch.Tensor:
+    """Mean cross-entropy in nats per response token; the LM head sees response positions only."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), -100)
+    for i, (row, prompt) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, prompt : len(row)] = ids[i, prompt : len(row)]
+    target = labels[:, 1:].reshape(-1)
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        # right padding under a causal mask: no padding is ever attended by a real token
+        hidden = model.model(input_ids=ids[:, :-1].to(device), use_cache=False)[0]
+        keep = (target != -100).to(device)
+        logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[keep])
+    return F.cross_entropy(logits.float(), target.to(device)[keep])
+
+
+def rate_at(config: PretrainConfig, step: int) -> float:
+    """Warm-up, constant, then linear decay to zero."""
+    left = (config.steps - step) / max(1, config.decay * config.steps)
+    return config.learning_rate * min(1, (step + 1) / config.warmup, left)
+
+
+def _save(path: Path, tensors: dict) -> None:
+    temporary = path.with_suffix(".part")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
+def save_checkpoint(folder: Path, step: int, model, optimizer) -> None:
+    state = {f"model.{k}": v for k, v in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            state[f"{key}.{name}"] = optimizer.state[parameter][key]
+    state["at"] = torch.tensor(step)
+    _save(folder / "checkpoint.safetensors", {k: v.detach().contiguous() for k, v in state.items()})
+
+
+def load_checkpoint(folder: Path, model, optimizer) -> int:
+    """Restores model and optimizer; returns the step to go on from (0 without a checkpoint)."""
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    state = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[f"model.{name}"])
+            optimizer.state[parameter] = {
+                key: state[f"{key}.{name}"].to(parameter.device if key != "step" else "cpu")
+                for key in ("exp_avg", "exp_avg_sq", "step")
+            }
+    return int(state["at"])
+
+
+def has_bf16(device: str) -> bool:
+    """Whether bf16 products are fast: compute capability 8 and up, or a CPU with avx512_bf16."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int | None = None):
+    """Trains, or goes on training, in `folder`; writes the model and tokenizer there.
+
+    Returns (model, tokenizer). The model is stored in bf16; the log has nats per response token.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = train_tokenizer(config)
+    model = build_model(config, tokenizer).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True,
+                                  betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    start, bf16 = load_checkpoint(folder, model, optimizer), has_bf16(device)
+    last, pool, losses = until or config.steps, (-1, []), []
+    began = time.perf_counter()
+    bar = tqdm(range(start, last), initial=start, total=config.steps, desc="pre-training")
+    for step in bar:
+        if pool[0] != step // config.pool:
+            number = step // config.pool
+            pool = (number, pool_of_batches(config, tokenizer, number))
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(config, step)
+        loss = response_loss(model, pool[1][step % config.pool], tokenizer.pad_token_id, bf16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if math.isnan(losses[-1]):
+            raise ValueError(f"loss is not a number at step {step}; lower the learning rate")
+        if (step + 1) % every == 0 or step + 1 == last:
+            mean = sum(losses) / len(losses)
+            bar.set_postfix(loss=f"{mean:.4f}")
+            record = {"step": step + 1, "loss": mean, "seconds": time.perf_counter() - began}
+            with open(folder / "pretraining.jsonl", "a") as log:
+                log.write(json.dumps(record) + "\n")
+            save_checkpoint(folder, step + 1, model, optimizer)
+            losses = []
+    save_model(model, tokenizer, config, folder)
+    return model, tokenizer
+
+
+def save_model(model, tokenizer, config: PretrainConfig, folder: Path) -> None:
+    stored = LlamaForCausalLM(model.config)
+    stored.load_state_dict(model.state_dict())
+    stored.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "pretraining.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pre-train the embedded model from scratch.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/toy-model"))
+    for field in fields(PretrainConfig):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default),
+                            default=field.default)
+    arguments = vars(parser.parse_args())
+    folder = arguments.pop("folder")
+    pretrain(PretrainConfig(**arguments), folder)
+
+
+if __name__ == "__main__":
+    main()
