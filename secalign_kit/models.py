@@ -1,0 +1,175 @@
+"""Models: presets, 4-bit loading, LoRA, insecure and secure as one model.
+
+One datum: `load("toy")` is a `Bundle(model, tokenizer, format, name)`; with an adapter loaded, the
+secure model is `bundle.model` and the insecure one is the same weights inside `insecure(bundle)`.
+
+Limits: presets other than `toy` need the Hub (and a licence for the gated ones).
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from .prompts import FORMATS, PromptFormat
+from .samples import DATA
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model by name; `memory` is a rough need in GB for 4-bit training, batches of one pair."""
+
+    path: str
+    format: str
+    memory: float
+    gated: bool = False
+
+
+PRESETS = {
+    "toy": Preset(str(DATA / "model"), "toy", 0.5),
+    "smollm2-135m": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", "chatml", 1),
+    "qwen2.5-0.5b": Preset("Qwen/Qwen2.5-0.5B-Instruct", "chatml", 3),
+    "qwen2.5-1.5b": Preset("Qwen/Qwen2.5-1.5B-Instruct", "chatml", 5),
+    "mistral-7b": Preset("mistralai/Mistral-7B-Instruct-v0.1", "mistral", 12),
+    "llama3-8b": Preset("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", 14, gated=True),
+}
+
+
+@dataclass
+class Bundle:
+    """A loaded model with its tokenizer and prompt format."""
+
+    model: Any
+    tokenizer: Any
+    format: PromptFormat
+    name: str
+    four_bit: bool = False
+    adapter: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def has_bf16(device: torch.device | str) -> bool:
+    """Whether bf16 products are native: compute capability 8 and up, or a CPU with avx512_bf16.
+
+    `torch.cuda.is_bf16_supported()` also says yes where bf16 is emulated (T4), so it is not asked.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def compute_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype of 4-bit products: bf16 where native, fp16 on older GPUs, fp32 on other CPUs."""
+    if has_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def nf4(device: torch.device | str) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantization (QLoRA, arXiv 2305.14314, section 3)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(device),
+    )
+
+
+def keep_gradients(model) -> int:
+    """Stops bitsandbytes from repacking 4-bit weights on CPUs; returns how many layers it told.
+
+    On CPUs with avx512_bf16 the first forward without gradients repacks each `Linear4bit` in
+    place; from then on a kernel without autograd is used and no LoRA weight below it gets a
+    gradient, with no more than a warning. Evaluating before training is enough to trigger it.
+    """
+    count = 0
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            count += 1
+    return count
+
+
+def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = None,
+         format: str | None = None, device: str | None = None) -> Bundle:
+    """Loads a preset, a Hub id or a folder; with `adapter`, as an insecure/secure pair in one.
+
+    Raises ValueError for a Hub id or folder whose `format` is not given.
+    """
+    preset = PRESETS.get(name)
+    if preset is None and format is None:
+        raise ValueError(
+            f"model {name!r} is no preset ({', '.join(PRESETS)}); for a Hub id or a folder say its "
+            f"prompt format too: format= one of {', '.join(FORMATS)}"
+        )
+    path = preset.path if preset else name
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"quantization_config": nf4(device)} if four_bit else {}
+    # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact
+    small = name == "toy" or device == "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32 if small else compute_dtype(device), device_map={"": device},
+        attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True, **options,
+    )
+    keep_gradients(model)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    bundle = Bundle(model.eval(), tokenizer, FORMATS[format or preset.format], name, four_bit)
+    return with_adapter(bundle, adapter) if adapter else bundle
+
+
+def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
+    """The bundle with a LoRA adapter from a folder on top of its base model."""
+    if not Path(path, "adapter_model.safetensors").exists():
+        raise ValueError(f"no adapter_model.safetensors in {str(path)!r}; train one or fix the path")
+    base = bundle.model.unload() if isinstance(bundle.model, PeftModel) else bundle.model
+    model = PeftModel.from_pretrained(base, str(path), use_safetensors=True).eval()
+    return Bundle(model, bundle.tokenizer, bundle.format, bundle.name, bundle.four_bit, str(path))
+
+
+def lora(r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> LoraConfig:
+    """A LoRA configuration (paper, section 4.1: r 64, alpha 8, dropout 0.1 on q_proj, v_proj)."""
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets),
+                      bias="none", task_type="CAUSAL_LM")
+
+
+@contextlib.contextmanager
+def insecure(bundle: Bundle):
+    """Inside, the bundle is the model before preference optimization (adapter off)."""
+    if not isinstance(bundle.model, PeftModel):
+        yield bundle
+        return
+    with bundle.model.disable_adapter():
+        yield bundle
+
+
+@contextlib.contextmanager
+def strength(bundle: Bundle, value: float):
+    """Inside, the adapter counts `value` times: 0 is the insecure model, 1 the secure one.
+
+    The test-time dial of Meta SecAlign (arXiv 2507.02735, section 3), without copying weights.
+    """
+    if not isinstance(bundle.model, PeftModel):
+        raise ValueError("the model has no adapter to scale; load one with adapter=...")
+    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling = {key: scale * value for key, scale in layer.scaling.items()}
+        yield bundle
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling

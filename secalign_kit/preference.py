@@ -1,0 +1,129 @@
+"""The loss that makes a model prefer one response over another: DPO from scratch.
+
+One datum: log p(chosen) = -3.0 and log p(rejected) = -2.0 nats under the reference, -2.5 and
+-9.0 under the policy. The chosen response rose by 0.5 nats and the rejected one fell by 7.0; with
+beta 0.1 the margin is 0.1 * (0.5 + 7.0) = 0.75 and the loss -log sigmoid(0.75) = 0.39.
+
+Each fast function stands beside a plain-loop specification of the same thing. Source: Rafailov et
+al. 2023 (arXiv 2305.18290), equation 7; SecAlign (arXiv 2410.05451), equation 3, which uses it
+unchanged: y_w answers the instruction, y_l answers the injection.
+
+Limits: a log-probability is a sum over tokens, so long responses weigh more than short ones. The
+loss sees differences only: it falls as long as rejected falls faster than chosen, even while both
+fall. That is why the kit reports the two log-probabilities apart.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+IGNORED = -100  # the label of a token that is not scored: prompt and padding
+
+
+def response_logprobs(
+    logits: torch.Tensor, labels: torch.Tensor, *, shift: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of the labelled tokens: `(per_token [B, T], summed [B])`, in nats.
+
+    `logits` [B, T, V] are a model's outputs, `labels` [B, T] its input ids with -100 wherever a
+    token is not scored. `per_token[b, t]` is log p(labels[b, t] | all before), 0 where not scored.
+    The logits at t predict the token at t + 1; `shift=True` accounts for that, so the first token
+    must not be scored. Pass `shift=False` when `logits[b, t]` already predicts `labels[b, t]` (a
+    response-only head). Raises ValueError for shapes that do not fit or a scored first token.
+    """
+    _check_logits(logits, labels, shift)
+    if shift:
+        scored = response_logprobs(logits[:, :-1], labels[:, 1:], shift=False)[0]
+        per_token = F.pad(scored, (1, 0))
+        return per_token, per_token.sum(-1)
+    mask = labels != IGNORED
+    index = labels.masked_fill(~mask, 0).unsqueeze(-1)
+    logp = logits.float().log_softmax(-1).gather(-1, index).squeeze(-1)
+    # where, not a product: an unscored row may hold inf or nan, and nan * 0 is nan
+    per_token = torch.where(mask, logp, logp.new_zeros(()))
+    return per_token, per_token.sum(-1)
+
+
+def plain_response_logprob(
+    logits: Sequence[Sequence[float]], labels: Sequence[int], *, shift: bool = True
+) -> tuple[list[float], float]:
+    """The specification of `response_logprobs` for one row: loops and `math`, no tensors.
+
+    `logits` [T][V] and `labels` [T]; returns per-token log-probabilities [T] and their sum (nats).
+    """
+    per_token = []
+    for t, label in enumerate(labels):
+        if label == IGNORED:
+            per_token.append(0.0)
+            continue
+        if shift and t == 0:
+            raise ValueError("the first token is scored but nothing predicts it: label it -100.")
+        row = [float(x) for x in logits[t - 1 if shift else t]]
+        top = max(row)
+        log_total = top + math.log(sum(math.exp(x - top) for x in row))
+        per_token.append(row[label] - log_total)
+    return per_token, sum(per_token)
+
+
+def dpo_loss(
+    policy_chosen: torch.Tensor,
+    policy_rejected: torch.Tensor,
+    ref_chosen: torch.Tensor,
+    ref_rejected: torch.Tensor,
+    beta: float = 0.1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [B] (nats) and margins [B] of preferring chosen to rejected.
+
+    All four inputs [B] are summed response log-probabilities in nats. The margin is beta times how
+    much more the policy than the reference prefers chosen: 0 before training, hence a loss of
+    log 2; positive when security was gained. Raises ValueError for beta <= 0 or unequal shapes.
+    """
+    _check_beta(beta)
+    given = (policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    shapes = [tuple(x.shape) for x in given]
+    if len(set(shapes)) != 1:
+        raise ValueError(
+            f"the four log-probabilities have shapes {shapes}: pass one number per pair in each."
+        )
+    chosen_gain = policy_chosen - ref_chosen
+    rejected_gain = policy_rejected - ref_rejected
+    margins = beta * (chosen_gain - rejected_gain)
+    return -F.logsigmoid(margins), margins
+
+
+def plain_dpo_loss(
+    policy_chosen: float,
+    policy_rejected: float,
+    ref_chosen: float,
+    ref_rejected: float,
+    beta: float = 0.1,
+) -> tuple[float, float]:
+    """The specification of `dpo_loss` for one pair, in floats: `(loss, margin)`."""
+    _check_beta(beta)
+    margin = beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
+    # -log sigmoid(m) = log(1 + exp(-m)), written so that exp never overflows
+    loss = max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+    return loss, margin
+
+
+def _check_beta(beta: float) -> None:
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(f"beta is {beta}: choose a positive number, 0.1 in the paper.")
+
+
+def _check_logits(logits: torch.Tensor, labels: torch.Tensor, shift: bool) -> None:
+    if logits.dim() != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit: "
+            "pass logits [B, T, V] and labels [B, T]."
+        )
+    if not shift or labels.numel() == 0:
+        return
+    rows = (labels[:, 0] != IGNORED).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(
+            f"row {rows[0]} scores its first token, which nothing predicts: label it -100, or pass "
+            "shift=False if the logits are already aligned with the labels."
+        )

@@ -1,0 +1,304 @@
+"""Training: SecAlign's DPO on injected preference pairs, with LoRA on a 4-bit model.
+
+One datum of the log: `{"step": 40, "loss": 0.21, "margin": 3.4, "chosen_logprob": -1.9,
+"rejected_logprob": -31.2}`, log-probs in summed nats per response on a fixed probe set.
+
+TRL's `DPOTrainer` does the training; `SharedPrefixDPOTrainer` changes how a batch's log-probs are
+computed (see `shared_prefix`), not what they are. The reference is the model without its adapter
+(no second model in memory), its log-probs are computed once before training.
+
+Limits: on several processes, or with `shared_prefix: false`, TRL's own forward pass is used.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOConfig, DPOTrainer
+
+from . import models, pairs, prompts, shared_prefix
+from .config import RunConfig
+from .models import Bundle
+from .preference import dpo_loss
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+
+
+@dataclass
+class Run:
+    """A finished training: the secure bundle, its log and its folder."""
+
+    bundle: Bundle
+    metrics: list[dict]
+    folder: Path
+    seconds: float
+
+
+def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict]:
+    """Token ids of prompt, chosen and rejected, encoded apart and never cut.
+
+    Raises ValueError naming the first pairs that are longer than `max_length` tokens: a cut prompt
+    loses its instruction, a cut response its end.
+    """
+    rows, long = [], []
+    for number, pair in enumerate(dataset):
+        instruction, data = prompts.messages_to_parts(pair["prompt"])
+        prompt = prompts.encode(bundle.tokenizer, bundle.format, instruction, data).ids
+        chosen, rejected = (
+            prompts.encode_response(bundle.tokenizer, bundle.format, pair[side][0]["content"])
+            for side in ("chosen", "rejected")
+        )
+        if len(prompt) + max(len(chosen), len(rejected)) > max_length:
+            long.append(number)
+        rows.append({"prompt_ids": list(prompt), "chosen_ids": list(chosen),
+                     "rejected_ids": list(rejected)})
+    if long:
+        raise ValueError(
+            f"{len(long)} of {len(rows)} pairs are longer than max_length={max_length} tokens "
+            f"(first: row {long[0]}); raise max_length or drop these pairs, none is cut silently"
+        )
+    return rows
+
+
+def as_pair(row: dict) -> shared_prefix.Pair:
+    return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+
+
+@torch.no_grad()
+def score_pairs(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64,
+                progress: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log p(chosen), log p(rejected) of encoded pairs in nats, [n] and [n]."""
+    order = sorted(range(len(rows)), key=lambda k: sum(map(len, as_pair(rows[k]))))
+    scores = torch.zeros(2, len(rows))
+    training = bundle.model.training
+    bundle.model.eval()
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress,
+                      leave=False):
+        index = order[start : start + batch_size]
+        batch = shared_prefix.collate([as_pair(rows[k]) for k in index],
+                                      bundle.tokenizer.pad_token_id)
+        batch = {key: value.to(bundle.device) for key, value in batch.items()}
+        scores[:, index] = torch.stack(shared_prefix.pair_logprobs(bundle.model, batch)).cpu()
+    bundle.model.train(training)
+    return scores[0], scores[1]
+
+
+class LengthBuckets(Sampler):
+    """Indices in batches of similar length, the batches in random order, anew each epoch."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + 7919 * self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        size, pool = self.batch_size, 16 * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            group = sorted(order[start : start + pool], key=lambda k: self.lengths[k])
+            batches += [group[i : i + size] for i in range(0, len(group), size)]
+        if len(batches[-1]) < size:  # a short batch stays last, or all after it would be shifted
+            whole, rest = batches[:-1], batches[-1:]
+        else:
+            whole, rest = batches, []
+        shuffled = torch.randperm(len(whole), generator=generator).tolist()
+        for batch in [whole[k] for k in shuffled] + rest:
+            yield from batch
+
+
+class SharedPrefixDPOTrainer(DPOTrainer):
+    """TRL's trainer on encoded pairs with reference log-probs, one sequence per pair.
+
+    `sft_weight` adds that many times the mean negative log p per chosen token (0: the paper's loss).
+    """
+
+    def __init__(self, *args, shared: bool = True, sft_weight: float = 0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.precompute_ref_logps = True  # the dataset brings them
+        self.shared = shared and self.accelerator.num_processes == 1
+        self.sft_weight = sft_weight
+        if self.shared:
+            self.data_collator = self._collate
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        return dataset  # encoded by `encode_pairs`, which keeps roles apart and never cuts
+
+    def _collate(self, rows):
+        batch = shared_prefix.collate([as_pair(row) for row in rows], self._tokenizer.pad_token_id)
+        for key in ("ref_chosen_logps", "ref_rejected_logps"):
+            batch[key] = torch.tensor([row[key] for row in rows])
+        return batch
+
+    def _get_train_sampler(self, train_dataset=None):
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        lengths = [sum(map(len, as_pair(row))) for row in rows]
+        return LengthBuckets(lengths, self.args.train_batch_size, self.args.seed)
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if not self.shared:
+            return super()._compute_loss(model, inputs, return_outputs)
+        tokens = shared_prefix.token_logprobs(model, inputs)
+        chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
+        losses, margins = dpo_loss(chosen, rejected, inputs["ref_chosen_logps"],
+                                   inputs["ref_rejected_logps"], self.beta)
+        loss = losses.mean()
+        if self.sft_weight:
+            loss = loss - self.sft_weight * tokens[inputs["rejected"] == 0].mean()
+        self._note(margins, chosen, rejected)
+        return loss
+
+    def _note(self, margins, chosen, rejected) -> None:
+        """TRL's metric names; rewards are beta times the log-prob shift."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["rewards/margins"].append(margins.mean().item())
+        metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
+        metrics["logps/chosen"].append(chosen.mean().item())
+        metrics["logps/rejected"].append(rejected.mean().item())
+
+
+class RunLog(TrainerCallback):
+    """Per step: loss and margin of the batch, log-probs of a fixed probe set; JSONL and bar."""
+
+    def __init__(self, path: Path, probe, every: int, steps: int, on_record=None):
+        self.path, self.probe, self.every, self.on_record = path, probe, every, on_record
+        self.records: list[dict] = []
+        if path.exists():
+            self.records = [json.loads(line) for line in path.read_text().splitlines()]
+        self.bar = tqdm(total=steps, desc="DPO")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.records = [r for r in self.records if r["step"] <= state.global_step]
+        self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        self.bar.update(state.global_step - self.bar.n)
+        if not self.records:
+            self._write({"step": 0, **self.probe()})
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "loss" not in logs:
+            return
+        record = {"step": state.global_step, "loss": logs["loss"],
+                  "margin": logs["rewards/margins"], "learning_rate": logs.get("learning_rate")}
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            record |= self.probe()
+        self._write(record)
+        self.bar.update(state.global_step - self.bar.n)
+        self.bar.set_postfix(loss=f"{record['loss']:.3f}", margin=f"{record['margin']:.2f}")
+
+    def _write(self, record: dict) -> None:
+        self.records.append(record)
+        with open(self.path, "a") as log:
+            log.write(json.dumps(record) + "\n")
+        if self.on_record:
+            self.on_record(record)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def trainer_arguments(config: RunConfig, folder: Path, device: torch.device) -> DPOConfig:
+    """Every TRL default that costs time or changes the method is set here."""
+    return DPOConfig(
+        output_dir=str(folder / "checkpoints"), beta=config.beta, loss_type=["sigmoid"],
+        learning_rate=config.learning_rate, lr_scheduler_type="cosine",
+        per_device_train_batch_size=config.batch_size, num_train_epochs=config.epochs,
+        max_length=config.max_length, disable_dropout=config.lora_dropout == 0,
+        gradient_checkpointing=False, bf16=False, fp16=False, use_cpu=device.type == "cpu",
+        logging_steps=1, report_to="none", disable_tqdm=True, seed=config.seed,
+        save_strategy="steps", save_steps=config.save_steps, save_total_limit=1,
+        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0,
+    )
+
+
+def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset) -> Dataset:
+    """Encoded pairs with the reference's log-probs, the columns TRL's trainer reads."""
+    rows = encode_pairs(bundle, dataset, config.max_length)
+    chosen, rejected = score_pairs(bundle, rows, progress="reference log-probs")
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    return Dataset.from_dict(columns | {"ref_chosen_logps": chosen.tolist(),
+                                        "ref_rejected_logps": rejected.tolist()})
+
+
+def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path,
+                  callbacks=()) -> SharedPrefixDPOTrainer:
+    """A trainer over the bundle's base model with a fresh LoRA; `bundle.model` becomes wrapped."""
+    torch.manual_seed(config.seed)  # peft draws LoRA A from torch's generator
+    trainer = SharedPrefixDPOTrainer(
+        bundle.model, args=trainer_arguments(config, folder, bundle.device), train_dataset=rows,
+        processing_class=bundle.tokenizer, callbacks=list(callbacks),
+        peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
+                                config.lora_targets),
+        shared=config.shared_prefix, sft_weight=config.sft_weight,
+    )
+    trainer.remove_callback("PrinterCallback")
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # TRL casts the LoRA of quantized models to bf16
+            parameter.data = parameter.data.float()
+    models.keep_gradients(trainer.model)
+    bundle.model = trainer.model
+    return trainer
+
+
+def versions() -> dict[str, str]:
+    found = {name: version(name) for name in PACKAGES}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
+
+
+def write_json(path: Path, value) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | None = None,
+          on_record=None) -> Run:
+    """Trains an adapter on the pairs, or goes on from the folder's last checkpoint.
+
+    `config.output` gets `config.yaml`, `pairs/`, `metrics.jsonl`, `versions.json` and `adapter/`.
+    Raises ValueError if a pair does not fit `max_length`, or if the folder holds another run.
+    """
+    began, folder = time.perf_counter(), Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / "config.yaml"
+    if stored.exists() and RunConfig.from_yaml(stored) != config:
+        raise ValueError(
+            f"{str(folder)!r} holds a run with another configuration; choose another output folder "
+            "or remove it"
+        )
+    config.to_yaml(stored)
+    bundle = bundle or models.load(config.model, four_bit=config.four_bit)
+    pairs.save_pairs(dataset, folder / "pairs")
+    write_json(folder / "versions.json", versions())
+    rows = prepare(config, bundle, dataset)
+    probe_rows = encode_pairs(bundle, probe, config.max_length)
+
+    def measure() -> dict:
+        chosen, rejected = score_pairs(bundle, probe_rows)
+        return {"chosen_logprob": chosen.mean().item(), "rejected_logprob": rejected.mean().item()}
+
+    steps = config.epochs * -(-len(rows) // config.batch_size)
+    log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record)
+    trainer = build_trainer(config, bundle, rows, folder, [log])
+    checkpoints = folder / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    trainer.train(resume_from_checkpoint=last)
+    bundle.model = trainer.model.eval()
+    bundle.model.save_pretrained(folder / "adapter")
+    bundle.adapter = str(folder / "adapter")
+    return Run(bundle, log.records, folder, time.perf_counter() - began)

@@ -1,0 +1,34 @@
+"""Fixtures: the embedded model, loaded once; offline throughout."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The insecure embedded model in fp32. Tests must not change it."""
+    from secalign_kit import models
+
+    return models.load("toy", four_bit=False)
+
+
+@pytest.fixture(scope="session")
+def secured():
+    """The embedded model with the shipped SecAlign adapter, in 4-bit."""
+    from secalign_kit import models
+
+    return models.load("toy", four_bit=True, adapter=models.ADAPTERS["secalign"])
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    from secalign_kit.config import RunConfig
+
+    return RunConfig(
+        model="toy", four_bit=True, n_pairs=24, batch_size=8, epochs=1, max_length=256,
+        lora_r=4, lora_alpha=4, lora_dropout=0.0, learning_rate=1e-3, output=str(tmp_path / "run"),
+    )

@@ -1,0 +1,30 @@
+"""The shift is measured on one model, and its parts add up."""
+
+import pytest
+
+from secalign_kit import demo, logprobs
+from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
+
+
+def test_token_differences_sum_to_the_response_shift(secured, tiny_config):
+    dataset = demo.probe_pairs(tiny_config, "validation", 6)
+    table = logprobs.shift_table(secured, dataset)
+    assert len(table) == 6 and (table[["chosen_before", "rejected_after"]] <= 0).all().all()
+    first = dataset[0]
+    tokens = logprobs.token_table(
+        secured, first["prompt"][0]["content"], first["prompt"][1]["content"],
+        first["chosen"][0]["content"], first["rejected"][0]["content"],
+    )
+    sums = tokens.groupby("response")[["before", "after"]].sum()
+    for side in ("chosen", "rejected"):
+        for when in ("before", "after"):
+            assert sums.loc[side, when] == pytest.approx(table.loc[0, f"{side}_{when}"], abs=1e-2)
+
+
+def test_the_diagram_in_numbers_rejected_falls_and_chosen_does_not(secured):
+    tokens = logprobs.token_table(
+        secured, DINOSAUR_HOST.instruction, f"{DINOSAUR_HOST.data} {DINOSAUR_PAYLOAD.request}",
+        DINOSAUR_HOST.answer, DINOSAUR_PAYLOAD.answer,
+    )
+    sums = tokens.groupby("response")["difference"].sum()
+    assert sums["rejected"] < -5 and sums["chosen"] > 0

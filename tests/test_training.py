@@ -1,0 +1,98 @@
+"""A run trains, records, resumes, refuses to cut, and computes TRL's loss."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from secalign_kit import demo, models, training
+from secalign_kit.training import SharedPrefixDPOTrainer
+
+
+def test_a_run_leaves_adapter_log_pairs_and_config(tiny_config):
+    pairs = demo.training_pairs(tiny_config)
+    run = training.train(tiny_config, pairs, demo.probe_pairs(tiny_config, "validation", 8))
+    files = {p.name for p in run.folder.iterdir()}
+    assert {"config.yaml", "pairs", "metrics.jsonl", "versions.json", "adapter"} <= files
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    assert [r["step"] for r in records] == [0, 1, 2, 3]
+    assert records[1]["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2: policy is reference
+    assert records[0]["chosen_logprob"] < 0 and "chosen_logprob" in records[-1]
+    again = models.load("toy", adapter=run.folder / "adapter")
+    rows = training.encode_pairs(again, pairs, 256)
+    torch.testing.assert_close(training.score_pairs(again, rows)[0],
+                               training.score_pairs(run.bundle, rows)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_killed_run_goes_on_and_ends_where_an_unbroken_one_ends(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, n_pairs=32, save_steps=2)
+    pairs, probe = demo.training_pairs(config), demo.probe_pairs(config, "validation", 8)
+    whole = training.train(dataclasses.replace(config, output=str(tmp_path / "whole")), pairs,
+                           probe)
+
+    class Killed(Exception):
+        pass
+
+    def kill(record):
+        if record["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.train(config, pairs, probe, on_record=kill)
+    resumed = training.train(config, pairs, probe)
+    assert [r["step"] for r in resumed.metrics] == [r["step"] for r in whole.metrics]
+    assert resumed.metrics[-1]["loss"] == pytest.approx(whole.metrics[-1]["loss"], rel=1e-3)
+
+
+def test_another_configuration_does_not_mix_into_a_run(tiny_config):
+    pairs = demo.training_pairs(tiny_config)
+    probe = demo.probe_pairs(tiny_config, "validation", 4)
+    training.train(tiny_config, pairs, probe)
+    with pytest.raises(ValueError, match="another configuration"):
+        training.train(dataclasses.replace(tiny_config, beta=0.2), pairs, probe)
+
+
+def test_pairs_that_do_not_fit_are_refused_by_row_not_cut(toy, tiny_config):
+    with pytest.raises(ValueError, match="row 0.*none is cut"):
+        training.encode_pairs(toy, demo.training_pairs(tiny_config), max_length=5)
+
+
+def test_step_one_loss_and_gradients_equal_trls(tiny_config, tmp_path):
+    """The same trainer with TRL's own forward pass is the oracle, in fp32."""
+    found = {}
+    for shared in (True, False):
+        config = dataclasses.replace(tiny_config, four_bit=False, shared_prefix=shared)
+        bundle = models.load("toy", four_bit=False)
+        rows = training.prepare(config, bundle, demo.training_pairs(config))
+        rows = rows.map(lambda row: {"ref_chosen_logps": row["ref_chosen_logps"] - 1.5})
+        trainer = training.build_trainer(config, bundle, rows, tmp_path / str(shared))
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:  # away from the reference, where the loss is not just log 2
+                torch.manual_seed(len(name))
+                parameter.data.normal_(std=0.02)
+        batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        grads = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+        found[shared] = loss.item(), grads
+    assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
+    assert found[True][1].keys() == found[False][1].keys()
+    for name, gradient in found[True][1].items():
+        torch.testing.assert_close(gradient, found[False][1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_lora_stays_in_fp32_on_a_4_bit_model(tiny_config, tmp_path):
+    bundle = models.load("toy", four_bit=True)
+    rows = training.prepare(tiny_config, bundle, demo.training_pairs(tiny_config))
+    trainer = training.build_trainer(tiny_config, bundle, rows, tmp_path)
+    assert isinstance(trainer, SharedPrefixDPOTrainer)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_length_buckets_give_every_index_once_and_change_with_the_epoch():
+    sampler = training.LengthBuckets([i % 17 for i in range(103)], 8, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(103)) and first != second
