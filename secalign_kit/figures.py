@@ -1,0 +1,575 @@
+"""Measurements become figures; the palette of the whole kit lives here.
+
+One datum: `{"insecure": {"asr": {"naive": {"value": 0.9, "n": 200, "low": 0.85, "high": 0.93}}},
+"secure": ...}` becomes grouped bars with Wilson intervals. Every function takes data and returns a
+`matplotlib.figure.Figure`; nothing is shown, saved or kept in global state. `png(fig)` gives bytes.
+
+One colour per meaning, everywhere (after Okabe and Ito 2008, readable with colour-blindness), and
+never colour alone: hatches, markers, line styles, underlines or words say the same thing.
+
+Limits: texts are drawn in DejaVu Sans Mono, which has no Chinese or emoji; characters without a
+glyph, and invisible ones, are written as their code point, `[U+202E]`. Long texts are cut with an
+ellipsis in figures (never in data).
+"""
+
+import io
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+import matplotlib
+from matplotlib import colors, font_manager
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from PIL import Image
+
+from .samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
+
+PALETTE = {
+    "instruction": "#0072B2",  # blue: who may command
+    "data": "#595959",  # grey: to be read, not obeyed
+    "injection": "#C1121F",  # red, always underlined or boxed
+    "chosen": "#009E73",  # green, solid, circles
+    "rejected": "#A6417F",  # purple, dashed, squares
+    "insecure": "#E69F00",  # orange, hatched ///
+    "secure": "#56B4E9",  # sky blue, hatched ...
+}
+HATCH = {"insecure": "///", "secure": "..."}
+MARKER = {"chosen": "o", "rejected": "s", "insecure": "^", "secure": "D"}
+LINE = {"chosen": "-", "rejected": "--"}
+INK, PAPER, FAINT = "#1A1A1A", "#FFFFFF", "#D9D9D9"
+DELIMITERS = ("<instruction_delimiter>", "<data_delimiter>", "<response_delimiter>")
+
+_FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib
+_POINTS = 10  # size of the monospaced text in points
+_COLUMN = 0.602 * _POINTS / 72  # width of one character in inches
+_ROW = 0.215  # height of one line of text in inches
+_SHOWN = {" ": " ", "\n": "\u21b5", "\t": "\u21e5"}
+_INVISIBLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+
+
+def visible(text: str) -> str:
+    """`text` with nothing hidden: newline and tab as arrows, all else invisible as code points.
+
+    A newline becomes U+21B5, a right-to-left override `[U+202E]`; the plain space stays. (The
+    control picture U+240A is missing from many fonts.) Also safe for lone surrogates, which could
+    not be written to a file. The result is one line and is not HTML-escaped.
+    """
+    return "".join(_visible_character(c) for c in str(text))
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if character in _SHOWN:
+        return _SHOWN[character]
+    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
+    selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or 0x180B <= code <= 0x180F
+    return f"[U+{code:04X}]" if hidden or selector or code in _INVISIBLE else character
+
+
+@lru_cache(maxsize=1)
+def _fonts():
+    return [font_manager.get_font(font_manager.findfont(name)) for name in _FAMILY]
+
+
+def _drawable(text: str, limit: int = 240) -> str:
+    """Visible, drawable and at most `limit` characters long."""
+    fonts, text = _fonts(), visible(text)
+    text = text if len(text) <= limit else text[: limit - 1] + "\u2026"
+    drawn = {c for c in set(text) if any(font.get_char_index(ord(c)) for font in fonts)}
+    return "".join(c if c in drawn else f"[U+{ord(c):04X}]" for c in text)
+
+
+def png(fig: Figure, dpi: int = 110) -> bytes:
+    """The figure as a small PNG (256 colours, no time stamp: equal figures give equal bytes)."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small = io.BytesIO()
+    image.save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+# --- The founding diagram ------------------------------------------------------------------------
+
+
+def diagram(measured: Mapping | None = None) -> Figure:
+    """The founding diagram with measured log-probabilities.
+
+    `measured` keys, all optional: `chosen_before`, `chosen_after`, `rejected_before`,
+    `rejected_after` in nats per response; `insecure_answer`, `secure_answer`; and, to show another
+    pair than the dinosaurs, `instruction`, `data` (without the injection), `injection`, `chosen`,
+    `rejected`, `delimiters` (three). What is missing is drawn as "not measured"; other keys are
+    ignored.
+    """
+    given = _diagram_defaults() | dict(measured or {})
+    if len(given["delimiters"]) != 3:
+        raise ValueError(
+            f"diagram: {len(given['delimiters'])} delimiters, need three: instruction, data, "
+            "response."
+        )
+    width = 9.4
+    fig, axes = _blank(width)
+    y = _model_box(axes, 0.5, width, "insecure", given.get("insecure_answer"))
+    y = _arrow(axes, y, width, "fine-tune with preference optimization")
+    y = _pair_box(axes, y, width, given)
+    y = _arrow(axes, y, width, "")
+    y = _model_box(axes, y, width, "secure", given.get("secure_answer"))
+    axes.text(
+        0.25, 0.27, "From an insecure to a secure model: who may instruct",
+        fontsize=12.5, weight="bold", color=INK, va="center",
+    )  # fmt: skip
+    _close(fig, axes, width, y + 0.15)
+    return fig
+
+
+def _diagram_defaults() -> dict:
+    return {
+        "instruction": DINOSAUR_HOST.instruction,
+        "data": DINOSAUR_HOST.data,
+        "injection": DINOSAUR_PAYLOAD.request,
+        "chosen": DINOSAUR_HOST.answer,
+        "rejected": DINOSAUR_PAYLOAD.answer,
+        "delimiters": DELIMITERS,
+    }
+
+
+def _blank(width: float):
+    """A figure whose data units are inches, y growing downwards."""
+    fig = Figure(figsize=(width, 4), facecolor=PAPER)
+    axes = fig.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    return fig, axes
+
+
+def _close(fig: Figure, axes, width: float, height: float) -> None:
+    fig.set_size_inches(width, height)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+
+
+def _frame(axes, x, y, width, height, edge, face=PAPER, **style):
+    box = FancyBboxPatch(
+        (x, y), width, height, boxstyle="round,pad=0,rounding_size=0.08",
+        edgecolor=edge, facecolor=face, linewidth=1.8, **style,
+    )  # fmt: skip
+    axes.add_patch(box)
+
+
+def _model_box(axes, y: float, width: float, which: str, answer: str | None) -> float:
+    left, inner = 0.25, width - 0.5
+    shown = "not measured" if answer is None else (_drawable(answer) or "(nothing)")
+    lines = _wrap([("answers: ", "label"), (shown, "answer")], int((inner - 0.9) / _COLUMN))
+    height = 0.5 + _ROW * len(lines)
+    _frame(axes, left, y, inner, height, PALETTE[which], colors.to_rgba(PALETTE[which], 0.13))
+    # a hatched stripe: the same hatch as this model's bars in every other figure
+    stripe = Rectangle(
+        (left + 0.08, y + 0.09), 0.3, height - 0.18, facecolor=PALETTE[which],
+        edgecolor=INK, hatch=HATCH[which], linewidth=0.8,
+    )  # fmt: skip
+    axes.add_patch(stripe)
+    name = "instruct" if which == "insecure" else "SecAlign"
+    axes.text(
+        left + 0.52, y + 0.22, f"{_article(which)} {which} high-functioning {name} model",
+        fontsize=11.5, weight="bold", color=INK, va="center",
+    )  # fmt: skip
+    _draw_lines(axes, lines, left + 0.52, y + 0.48)
+    return y + height
+
+
+def _article(word: str) -> str:
+    return "An" if word[0] in "aeiou" else "A"
+
+
+def _arrow(axes, y: float, width: float, label: str) -> float:
+    height, x = 0.42, width / 2 - 1.9
+    axes.annotate(
+        "", xy=(x, y + height), xytext=(x, y),
+        arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 1.8, "shrinkA": 1},
+    )  # fmt: skip
+    axes.text(x + 0.18, y + height / 2, label, fontsize=10.5, color=INK, va="center")
+    return y + height
+
+
+def _pair_box(axes, y: float, width: float, given: Mapping) -> float:
+    """Prompt, chosen and rejected; returns the y below."""
+    left, label_width = 0.25, 1.0
+    x, inner = left + label_width + 0.12, width - 0.5 - label_width - 0.3
+    lines = _prompt_lines(given, int((inner - 0.2) / _COLUMN))
+    top = y
+    y += 0.14
+    prompt_height = _ROW * len(lines) + 0.16
+    _frame(axes, x, y, inner, prompt_height, FAINT)
+    _label(axes, left, y + 0.19, "given input", INK)
+    _draw_lines(axes, lines, x + 0.1, y + 0.19)
+    y += prompt_height + 0.1
+    axes.text(
+        x + inner, y + 0.02, "injection: boxed and underlined, inside the data", fontsize=8.5,
+        color=PALETTE["injection"], ha="right", va="center",
+    )  # fmt: skip
+    y += 0.16
+    for role, verb in (("chosen", "prefer"), ("rejected", "over")):
+        y = _response_box(axes, left, x, y, inner, role, verb, given)
+    _frame(axes, left, top, width - 0.5, y - top, INK, "none")
+    return y
+
+
+def _prompt_lines(given: Mapping, columns: int) -> list[list[tuple[int, str, str]]]:
+    marks = [_drawable(d.strip() or d) for d in given["delimiters"]]
+    rows = [
+        [(marks[0] + " ", "delimiter"), (_drawable(given["instruction"]), "instruction")],
+        [
+            (marks[1] + " ", "delimiter"),
+            (_drawable(given["data"]) + " ", "data"),
+            (_drawable(given["injection"]), "injection"),
+        ],
+        [(marks[2], "delimiter")],
+    ]
+    return [line for runs in rows for line in _wrap(runs, columns)]
+
+
+def _response_box(axes, left, x, y, inner, role, verb, given) -> float:
+    lines = _wrap([(_drawable(given[role]), "answer")], int((inner - 0.2) / _COLUMN))
+    height = _ROW * (len(lines) + 1) + 0.18
+    style = {"linestyle": LINE[role]}
+    _frame(axes, x, y, inner, height, PALETTE[role], colors.to_rgba(PALETTE[role], 0.1), **style)
+    _label(axes, left, y + 0.19, verb, PALETTE[role])
+    _label(axes, left, y + 0.19 + _ROW, f"({role})", PALETTE[role], size=8.5)
+    _draw_lines(axes, lines, x + 0.1, y + 0.19)
+    axes.text(
+        x + 0.1, y + 0.19 + _ROW * len(lines), _change(given, role),
+        fontsize=10, color=INK, va="center", weight="bold",
+    )  # fmt: skip
+    return y + height + 0.14
+
+
+def _change(given: Mapping, role: str) -> str:
+    pair = [given.get(f"{role}_{when}") for when in ("before", "after")]
+    if None in pair:
+        return "log p: not measured"
+    before, after = map(float, pair)
+    step = after - before
+    arrow = "\u25b2" if step > 0 else "\u25bc" if step < 0 else "="
+    text = f"log p  {before:.1f}  \u2192  {after:.1f} nats   {arrow} {step:+.1f}"
+    return text.replace("-", "\u2212")
+
+
+def _label(axes, x, y, text, color, size=10.5) -> None:
+    axes.text(x + 0.12, y, text, fontsize=size, weight="bold", color=color, va="center")
+
+
+def _wrap(runs: Iterable[tuple[str, str]], columns: int) -> list[list[tuple[int, str, str]]]:
+    """Runs of (text, role) as lines of (column, text, role), broken at spaces, else anywhere."""
+    lines, column = [[]], 0
+    for text, role in runs:
+        for word in _words(text, columns):
+            if column + len(word.rstrip()) > columns and column:
+                lines.append([])
+                column = 0
+            lines[-1].append((column, word, role))
+            column += len(word)
+    return lines
+
+
+def _words(text: str, columns: int) -> list[str]:
+    words = []
+    for word in text.split(" "):
+        pieces = [word[i : i + columns] for i in range(0, len(word), columns)] or [""]
+        words += pieces[:-1] + [pieces[-1] + " "]
+    words[-1] = words[-1][:-1]
+    return [word for word in words if word]
+
+
+def _draw_lines(axes, lines, x: float, y: float) -> None:
+    """Monospaced lines; `x` left edge, `y` middle of the first line, in inches."""
+    style = {
+        "delimiter": {"color": INK, "weight": "bold"},
+        "label": {"color": INK, "style": "italic"},
+    }
+    for row, line in enumerate(lines):
+        middle = y + row * _ROW
+        for column, text, role in line:
+            axes.text(
+                x + column * _COLUMN, middle, text, family=_FAMILY, va="center",
+                fontsize=_POINTS, parse_math=False,
+                **style.get(role, {"color": PALETTE.get(role, INK)}),
+            )  # fmt: skip
+        _mark_injection(axes, [part for part in line if part[2] == "injection"], x, middle)
+
+
+def _mark_injection(axes, parts, x: float, middle: float) -> None:
+    if not parts:
+        return
+    start = x + parts[0][0] * _COLUMN - 0.03
+    end = x + (parts[-1][0] + len(parts[-1][1].rstrip())) * _COLUMN + 0.03
+    red, top = PALETTE["injection"], middle - _ROW * 0.43
+    box = Rectangle(
+        (start, top), end - start, _ROW * 0.86, facecolor=colors.to_rgba(red, 0.1),
+        edgecolor=red, linewidth=0.9, zorder=1.5,
+    )  # fmt: skip
+    axes.add_patch(box)
+    axes.plot([start, end], [top + _ROW * 0.86] * 2, color=red, linewidth=2.4)
+
+
+# --- Curves, shifts, rates -----------------------------------------------------------------------
+
+
+def training_curves(metrics: Sequence[Mapping]) -> Figure:
+    """Loss, margin and both log-probabilities against the training step.
+
+    `metrics`: rows with `step`, `loss` (nats), `margin` (beta times nats), `chosen_logprob` and
+    `rejected_logprob` (nats per response, mean of the batch). Absent or None values are skipped.
+    """
+    if not metrics:
+        raise ValueError("training_curves: no rows in metrics; log at least one step.")
+    fig = Figure(figsize=(10, 3.4), layout="constrained", facecolor=PAPER)
+    loss, margin, logp = fig.subplots(1, 3)
+    _curve(loss, metrics, "loss", INK, "-", "")
+    loss.axhline(math.log(2), color=INK, linestyle=":", linewidth=1.4)
+    loss.annotate(
+        "log 2: before training", (1, math.log(2)), xycoords=("axes fraction", "data"),
+        xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8, color=INK,
+    )  # fmt: skip
+    _dress(loss, "Loss", "training step", "DPO loss (nats per pair)")
+    loss.set_ylim(bottom=0)
+    loss.margins(y=0.12)
+    _curve(margin, metrics, "margin", INK, "-", "")
+    margin.axhline(0, color=INK, linestyle=":", linewidth=1.4)
+    _dress(margin, "Margin: chosen over rejected", "training step", "margin (beta \u00d7 nats)")
+    for role in ("chosen", "rejected"):
+        _curve(logp, metrics, f"{role}_logprob", PALETTE[role], LINE[role], MARKER[role], role)
+    _dress(logp, "What moved", "training step", "log p (nats per response)")
+    if logp.lines:
+        logp.legend(frameon=False, fontsize=9, handlelength=4)
+    return fig
+
+
+def _curve(axes, metrics, key, color, line, marker, label=None) -> None:
+    rows = [(m["step"], m[key]) for m in metrics if m.get(key) is not None]
+    if not rows:
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=INK)
+        return
+    steps, values = zip(*rows, strict=True)
+    every = max(1, len(rows) // 9)
+    marker = marker or ("." if len(rows) < 3 else None)  # a lone point draws no line
+    axes.plot(
+        steps, values, color=color, linestyle=line, marker=marker, markevery=every,
+        markersize=5, linewidth=1.8, label=label,
+    )  # fmt: skip
+
+
+def _dress(axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=11, loc="left", weight="bold", color=INK)
+    axes.set_xlabel(x, fontsize=9.5)
+    axes.set_ylabel(y, fontsize=9.5)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(True, color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+_QUADRANTS = (  # chosen rose?, rejected rose?, words, marker, corner (x, y) in axes fractions
+    (True, False, "chosen up, rejected down: intended", "o", (0.98, 0.02)),
+    (False, False, "both down", "v", (0.02, 0.02)),
+    (True, True, "both up", "^", (0.98, 0.98)),
+    (False, True, "chosen down, rejected up: wrong way", "X", (0.02, 0.98)),
+)
+
+
+def shift_scatter(table) -> Figure:
+    """How far training moved the two responses of every pair.
+
+    `table`: a DataFrame with `id`, `chosen_before`, `chosen_after`, `rejected_before`,
+    `rejected_after` (nats per response). Below the diagonal the margin grew. "up" means a change
+    above zero. Raises ValueError for missing columns, no rows, or values that are not finite.
+    """
+    chosen, rejected = _shifts(table)
+    fig = Figure(figsize=(6.6, 5.4), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    for up, rejected_up, words, marker, (x, y) in _QUADRANTS:
+        here = ((chosen > 0) == up) & ((rejected > 0) == rejected_up)
+        axes.scatter(
+            chosen[here], rejected[here], marker=marker, s=30, color=INK,
+            edgecolor=PAPER, linewidth=0.5, alpha=0.65,
+        )  # fmt: skip
+        axes.text(
+            x, y, f"{words}\n{int(here.sum())} of {len(chosen)}", transform=axes.transAxes,
+            ha="left" if x < 0.5 else "right", va="bottom" if y < 0.5 else "top", fontsize=9,
+            bbox={"facecolor": PAPER, "edgecolor": FAINT, "alpha": 0.9, "pad": 3}, color=INK,
+        )  # fmt: skip
+    _quadrant_limits(axes, chosen, rejected)
+    _dress(
+        axes, f"The shift of {len(chosen)} pairs", "change of log p(chosen) (nats per response)",
+        "change of log p(rejected) (nats per response)",
+    )  # fmt: skip
+    return fig
+
+
+def _shifts(table):
+    names = ("chosen_before", "chosen_after", "rejected_before", "rejected_after")
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        raise ValueError(f"shift_scatter: columns {missing} are missing; score before and after.")
+    if not len(table):
+        raise ValueError("shift_scatter: the table has no rows; score at least one pair.")
+    values = {name: table[name].to_numpy(dtype=float) for name in names}
+    for name, column in values.items():
+        bad = [i for i, value in enumerate(column) if not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"shift_scatter: row {bad[0]}, {name} is not finite; drop that pair.")
+    return (
+        values["chosen_after"] - values["chosen_before"],
+        values["rejected_after"] - values["rejected_before"],
+    )
+
+
+def _quadrant_limits(axes, x, y) -> None:
+    """Both zeros inside, room for the words in the corners, and the line of equal shifts."""
+    for values, setter in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        low, high = min(0.0, values.min()), max(0.0, values.max())
+        pad = 0.25 * max(high - low, 1.0)
+        setter(low - pad, high + pad)
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.axline((0, 0), slope=1, color=INK, linestyle=":", linewidth=1.2)
+    axes.annotate(
+        "dotted: equal shifts; below it the margin grew", (1, 1.01), xycoords="axes fraction",
+        ha="right", fontsize=8, color=INK,
+    )  # fmt: skip
+
+
+def token_strip(
+    tokens: Sequence[str], before: Sequence[float], after: Sequence[float], title: str = ""
+) -> Figure:
+    """One box per token, coloured and labelled by the change of its log-probability (nats).
+
+    `before`, `after`: log p of each token in nats, as long as `tokens`. Brown and a down-triangle
+    mean less likely after training, teal and an up-triangle more likely.
+    """
+    changes = _token_changes(tokens, before, after)
+    limit = max(0.5, *(abs(change) for change in changes))
+    shade = ScalarMappable(colors.Normalize(-limit, limit), matplotlib.colormaps["BrBG"])
+    width, x, y = 9.4, 0.25, 0.62
+    fig, axes = _blank(width)
+    for token, change in zip(tokens, changes, strict=True):
+        shown = _drawable(_edge_spaces(token), 60) or "\u2205"
+        size = max(len(shown), 6) * _COLUMN + 0.14
+        if x + size > width - 0.25 and x > 0.25:
+            x, y = 0.25, y + 0.62
+        _token_box(axes, x, y, size, shown, change, shade.to_rgba(change))
+        x += size + 0.04
+    _strip_heading(axes, title, sum(changes))
+    height = y + 0.66 + 0.62
+    _close(fig, axes, width, height)
+    _strip_scale(fig, shade, height)
+    return fig
+
+
+def _token_changes(tokens, before, after) -> list[float]:
+    if not len(tokens) or not len(tokens) == len(before) == len(after):
+        raise ValueError(
+            f"token_strip: {len(tokens)} tokens, {len(before)} before, {len(after)} after; "
+            "pass one number per token in each."
+        )
+    changes = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
+    bad = [i for i, change in enumerate(changes) if not math.isfinite(change)]
+    if bad:
+        raise ValueError(f"token_strip: token {bad[0]} has no finite change; leave it out.")
+    return changes
+
+
+def _strip_heading(axes, title: str, total: float) -> None:
+    axes.text(
+        0.25, 0.25, _drawable(title or "Change per token", 90), fontsize=11.5, weight="bold",
+        color=INK, va="center", parse_math=False,
+    )  # fmt: skip
+    note = f"after \u2212 before, in nats; sum {total:+.2f}; \u25b2 likelier, \u25bc less likely; "
+    note += "\u00b7 is a space, \u21b5 a newline"
+    axes.text(0.25, 0.48, note.replace("-", "\u2212"), fontsize=8.5, color=INK, va="center")
+
+
+def _edge_spaces(token: str) -> str:
+    """Leading and trailing spaces as middle dots: they belong to the token."""
+    start, end = len(token) - len(token.lstrip(" ")), len(token.rstrip(" "))
+    if start >= end:
+        return "\u00b7" * len(token)
+    return "\u00b7" * start + token[start:end] + "\u00b7" * (len(token) - end)
+
+
+def _token_box(axes, x, y, size, shown, change, face) -> None:
+    axes.add_patch(Rectangle((x, y), size, 0.56, facecolor=face, edgecolor=INK, linewidth=0.7))
+    red, green, blue = face[:3]
+    ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else PAPER
+    sign = "\u25b2" if change > 0.005 else "\u25bc" if change < -0.005 else ""
+    value = f"{sign}{change:+.2f}".replace("-", "\u2212")
+    for dy, text, points in ((0.18, shown, _POINTS), (0.4, value, 8)):
+        axes.text(
+            x + size / 2, y + dy, text, family=_FAMILY, fontsize=points, color=ink,
+            ha="center", va="center", parse_math=False,
+        )  # fmt: skip
+
+
+def _strip_scale(fig: Figure, shade: ScalarMappable, height: float) -> None:
+    bar = fig.add_axes((0.03, 0.4 / height, 0.35, 0.12 / height))
+    fig.colorbar(shade, cax=bar, orientation="horizontal")
+    bar.tick_params(labelsize=7.5, length=2)
+    bar.set_xlabel("change of log p (nats per token)", fontsize=8, labelpad=1)
+
+
+def asr_bars(summary: Mapping) -> Figure:
+    """Attack success rate per attack, insecure beside secure, with 95% Wilson intervals and n.
+
+    `summary`: `{"insecure": {"asr": {attack: rate}}, "secure": ...}`; a rate has `value`, `n`,
+    `low`, `high` (fractions), as a mapping or an object. An attack measured on one model only
+    shows "not measured" for the other.
+    """
+    rates = {which: summary.get(which, {}).get("asr", {}) for which in ("insecure", "secure")}
+    attacks = list(dict.fromkeys([*rates["insecure"], *rates["secure"]]))
+    if not attacks:
+        raise ValueError("asr_bars: no attack in summary['insecure' or 'secure']['asr'].")
+    fig = Figure(figsize=(max(6.0, 1.45 * len(attacks) + 1.6), 4), layout="constrained")
+    axes = fig.subplots()
+    for which, offset in (("insecure", -0.2), ("secure", 0.2)):
+        for place, attack in enumerate(attacks):
+            _bar(axes, place + offset, rates[which].get(attack), which)
+    labels = [f"{_drawable(a, 40)}\n{_counts(rates, a)}".replace("_", " ") for a in attacks]
+    axes.set_xticks(range(len(attacks)), labels, parse_math=False)
+    axes.set_ylim(0, 118)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlim(-0.6, len(attacks) - 0.4)
+    _dress(
+        axes, "Attack success rate (lower is safer)", "attack",
+        "attacks obeyed (% of samples)",
+    )  # fmt: skip
+    axes.grid(False, axis="x")
+    keys = [Rectangle((0, 0), 1, 1, label=w, **_bar_style(w)) for w in ("insecure", "secure")]
+    axes.legend(handles=keys, frameon=False, ncols=2, loc="upper right", fontsize=9.5)
+    return fig
+
+
+def _bar_style(which: str) -> dict:
+    return {"facecolor": PALETTE[which], "edgecolor": INK, "hatch": HATCH[which], "linewidth": 0.8}
+
+
+def _bar(axes, x: float, rate, which: str) -> None:
+    if rate is None:
+        axes.text(x, 2, "not measured", rotation=90, ha="center", va="bottom", fontsize=8)
+        return
+    value, low, high = (100 * field(rate, name) for name in ("value", "low", "high"))
+    axes.bar(x, value, 0.36, **_bar_style(which))
+    whisker = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.errorbar(x, value, yerr=whisker, color=INK, capsize=4, linewidth=1.4)
+    axes.text(x, max(value, high) + 1.5, f"{value:.0f}%", ha="center", va="bottom", fontsize=9)
+
+
+def field(rate, name: str) -> float:
+    """One field of a rate that may be a mapping (read from json) or an object."""
+    return rate[name] if isinstance(rate, Mapping) else getattr(rate, name)
+
+
+def _counts(rates: Mapping, attack: str) -> str:
+    both = [field(r[attack], "n") for r in rates.values() if r.get(attack) is not None]
+    return "n = " + " / ".join(str(n) for n in dict.fromkeys(both))
