@@ -14,7 +14,7 @@ from . import evaluation, figures, injections, logprobs, models, pairs, report, 
 from .config import RunConfig
 from .evaluation import Item, Rate
 from .models import Bundle
-from .samples import DATA, DINOSAUR_HOST, DINOSAUR_PAYLOAD, shipped_samples
+from .samples import DATA, DINOSAUR_HOST, DINOSAUR_PAYLOAD, shipped_samples, write_text
 
 RECIPES = DATA / "recipes"
 
@@ -109,6 +109,15 @@ def measure_diagram(bundle: Bundle, insecure: dict, secure: dict) -> dict:
     }
 
 
+def flatten(summary: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """`("asr naive", Rate)` and so on, in order."""
+    rows = []
+    for key, value in summary.items():
+        name = f"{prefix} {key}".strip().replace("_", " ")
+        rows += flatten(value, name) if isinstance(value, dict) else [(name, value)]
+    return rows
+
+
 def table_lines(summary: dict) -> list[str]:
     """The result as text: one line per measure, insecure and secure with n and interval."""
     def show(which: str, *keys: str) -> str:
@@ -200,3 +209,31 @@ NOTES = [
 ]
 
 
+
+
+def adapter_card(name: str, config: RunConfig, summary: dict) -> str:
+    """The model card of a shipped adapter, with its measured rates on the held-out set."""
+    rows = [f"| {key} | {value} |" for key, value in flatten(summary)]
+    recipe_lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").strip()
+    return "\n".join([
+        f"# Adapter `{name}` of the embedded model", "",
+        "LoRA by SecAlign's preference optimization (DPO on injected pairs), for `data/model` in",
+        f"4-bit. Made again by `secalign-kit adapters {name}`. Licence: Apache-2.0.", "",
+        "## Measured on the held-out test, 95% Wilson intervals", "", "| measure | rate |",
+        "|---|---|", *rows, "", "## Recipe", "", "```yaml", recipe_lines, "```", "",
+        "## Limits", "", "Secure against the fixed attacks of this kit in a small generated world;",
+        "nothing is claimed about adaptive attacks or other models.", "",
+    ])
+
+
+def make_adapter(name: str) -> Path:
+    """Trains a shipped adapter by its recipe, measures it, and puts it with its card in `data/`."""
+    config = recipe(name)
+    run = training.train(config, training_pairs(config), probe_pairs(config, "validation", 64))
+    records = evaluation.evaluate(run.bundle, test_items(run.bundle), progress="held-out test")
+    target = models.ADAPTERS[name]
+    target.mkdir(parents=True, exist_ok=True)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        (target / file).write_bytes((run.folder / "adapter" / file).read_bytes())
+    write_text(target / "README.md", adapter_card(name, config, evaluation.summarize(records)))
+    return target

@@ -19,8 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from .prompts import FORMATS, PromptFormat
 from .samples import DATA
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -40,6 +38,9 @@ PRESETS = {
     "mistral-7b": Preset("mistralai/Mistral-7B-Instruct-v0.1", "mistral", 12),
     "llama3-8b": Preset("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", 14, gated=True),
 }
+
+ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "secalign_random")}
+"""The shipped adapters of the embedded model."""
 
 
 @dataclass
@@ -134,7 +135,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
 def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
     """The bundle with a LoRA adapter from a folder on top of its base model."""
     if not Path(path, "adapter_model.safetensors").exists():
-        raise ValueError(f"no adapter_model.safetensors in {str(path)!r}; train one or fix the path")
+        raise ValueError(f"{str(path)!r} holds no adapter_model.safetensors; train one, or fix it")
     base = bundle.model.unload() if isinstance(bundle.model, PeftModel) else bundle.model
     model = PeftModel.from_pretrained(base, str(path), use_safetensors=True).eval()
     return Bundle(model, bundle.tokenizer, bundle.format, bundle.name, bundle.four_bit, str(path))

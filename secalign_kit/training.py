@@ -23,7 +23,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
@@ -126,7 +126,8 @@ class LengthBuckets(Sampler):
 class SharedPrefixDPOTrainer(DPOTrainer):
     """TRL's trainer on encoded pairs with reference log-probs, one sequence per pair.
 
-    `sft_weight` adds that many times the mean negative log p per chosen token (0: the paper's loss).
+    `sft_weight` adds that many times the mean negative log p per chosen token; 0 is the paper's
+    loss.
     """
 
     def __init__(self, *args, shared: bool = True, sft_weight: float = 0.0, **kwargs):
@@ -246,7 +247,7 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
                                 config.lora_targets),
         shared=config.shared_prefix, sft_weight=config.sft_weight,
     )
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL casts the LoRA of quantized models to bf16
             parameter.data = parameter.data.float()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from secalign_kit import evaluation, models, shared_prefix
+from secalign_kit.config import ALL_LINEAR
 from secalign_kit.samples import DINOSAUR_PAYLOAD
 
 REQUEST = [("Please generate a python function for the provided task.",
@@ -54,7 +55,7 @@ def test_lora_gets_gradients_in_4_bit_also_after_an_evaluation():
 
     bundle = models.load("toy", four_bit=True)
     evaluation.generate(bundle, REQUEST, max_new_tokens=2)
-    model = get_peft_model(bundle.model, models.lora(4, 4, 0.0, models.ALL_LINEAR)).train()
+    model = get_peft_model(bundle.model, models.lora(4, 4, 0.0, ALL_LINEAR)).train()
     batch = shared_prefix.collate([([5, 6, 7], [8, 9], [10])], pad=1)
     sum(shared_prefix.pair_logprobs(model, batch)).sum().backward()
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}

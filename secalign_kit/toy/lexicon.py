@@ -18,9 +18,9 @@ CATEGORIES = {
     "instrument": "piano violin flute drum guitar harp trumpet cello organ banjo".split(),
 }
 CATEGORY_OF = {word: name for name, words in CATEGORIES.items() for word in words}
-THINGS = "river stone bridge window garden paper candle bottle mountain forest cloud ocean island"
-THINGS = (THINGS + " castle button pocket ticket letter basket blanket feather ribbon marble").split()
-NOUNS = sorted(CATEGORY_OF) + THINGS
+THINGS = "river stone bridge window garden paper candle bottle mountain forest cloud ocean"
+THINGS += " island castle button pocket ticket letter basket blanket feather ribbon marble"
+NOUNS = sorted(CATEGORY_OF) + THINGS.split()
 
 SPANISH = dict(
     pair.split("=")

@@ -1,0 +1,20 @@
+"""SecAlign Kit: see an insecure instruct model become a secure one.
+
+The data's journey, which is also the order of the modules:
+
+    samples      instruction, data and the right answer
+    injections   a payload written into the data by an attack
+    pairs        prefer the answer to the instruction over the answer to the injection
+    prompts      delimiters, the front-end filter, and a role for every token
+    preference   response log-probs and the DPO loss
+    training     DPO with LoRA on a 4-bit model
+    logprobs     the shift of log p(chosen) and log p(rejected)
+    evaluation   attack success rate and utility
+    figures      pictures of all this
+    report       one page for a run
+
+Beside it: `models` (presets, 4-bit, adapters), `config`, `toy` (the embedded model's world),
+`demo` (the main job) and `cli`. Importing the package imports none of them.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,153 @@
+"""The same functions from a shell: `secalign-kit demo`, `train`, `evaluate`, `pairs`, `doctor`.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .config import RunConfig
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    """`["beta=0.2"]` as a dictionary. Raises ValueError for an entry without `=`."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise ValueError(f"--set {pair!r} is no setting; write it as name=value")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _config(arguments) -> RunConfig:
+    from .demo import recipe
+
+    name = arguments.config
+    is_file = name.endswith((".yaml", ".yml"))
+    config = RunConfig.from_yaml(name) if is_file else recipe(name)
+    if getattr(arguments, "output", None):
+        config = config.replace(output=arguments.output)
+    return config.replace(**_settings(arguments.set))
+
+
+def demo(arguments) -> None:
+    from . import demo as job
+
+    config = _config(arguments)
+    summary = job.run_demo(config=config, n=arguments.n)
+    print("\n".join(job.table_lines(summary)))
+    print(f"\ninsecure: {summary['diagram']['insecure']}")
+    print(f"secure:   {summary['diagram']['secure']}")
+    print(f"\n{summary['seconds']:.0f} s. Report: {Path(config.output) / 'report.html'}")
+
+
+def train(arguments) -> None:
+    from . import demo, training
+
+    config = _config(arguments)
+    if config.output == RunConfig().output:
+        config = config.replace(output=f"runs/{Path(arguments.config).stem}")
+    run = training.train(config, demo.training_pairs(config),
+                         demo.probe_pairs(config, "validation", 64))
+    print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
+
+
+def evaluate(arguments) -> None:
+    from . import demo, evaluation, models
+
+    bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
+                         adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter))
+    items = demo.test_items(bundle, arguments.split, arguments.n, arguments.position)
+    records = evaluation.evaluate(bundle, items, frontend=not arguments.no_frontend,
+                                  progress="evaluation")
+    if arguments.records:
+        evaluation.save_records(records, Path(arguments.records))
+    for name, value in demo.flatten(evaluation.summarize(records)):
+        print(f"{name:40} {value}")
+
+
+def pairs(arguments) -> None:
+    from . import pairs as stage
+    from .samples import load_samples
+
+    dataset = stage.pairs_dataset(load_samples(arguments.samples), seed=arguments.seed,
+                                  n=arguments.n, position=arguments.position)
+    stage.save_pairs(dataset, arguments.folder, source=Path(arguments.samples).name)
+    print(f"{len(dataset)} pairs: {arguments.folder}")
+
+
+def doctor(arguments) -> None:
+    import torch
+
+    from . import models, training
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores"
+    for key, value in training.versions().items():
+        print(f"{key:14} {value}")
+    print(f"{'device':14} {device} ({name})")
+    print(f"{'4-bit products':14} {models.compute_dtype(device)}")
+
+
+def adapters(arguments) -> None:
+    from . import demo
+
+    for name in arguments.names:
+        print(f"{name}: {demo.make_adapter(name)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="secalign-kit", description=(
+        "SecAlign: defending against prompt injection with preference optimization."))
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(function, help: str, config: str | None = None):
+        sub = commands.add_parser(function.__name__, help=help)
+        sub.set_defaults(run=function)
+        if config:
+            sub.add_argument("--config", default=config, help="a recipe's name or a YAML file")
+            sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                             help="change one setting, e.g. beta=0.2; may be repeated")
+            sub.add_argument("--output", help="the run's folder")
+        return sub
+
+    sub = command(demo, "the main job: insecure to secure, with a report", "demo")
+    sub.add_argument("--n", type=int, help="attacked samples (default: all held-out ones)")
+    command(train, "train an adapter", "demo")
+    sub = command(evaluate, "attack success rates and utility of a model")
+    sub.add_argument("adapter", nargs="?", help="a folder, or a shipped one (default: none)")
+    sub.add_argument("--model", default="toy")
+    sub.add_argument("--split", default="heldout", choices=("validation", "heldout"))
+    sub.add_argument("--n", type=int, help="attacked samples")
+    sub.add_argument("--position", default="end", choices=("end", "start", "random"))
+    sub.add_argument("--records", help="write one JSON line per item here")
+    sub.add_argument("--no-four-bit", action="store_true")
+    sub.add_argument("--no-frontend", action="store_true", help="no filter: delimiters are real")
+    sub = command(pairs, "make preference pairs from an Alpaca-shaped file")
+    sub.add_argument("samples")
+    sub.add_argument("folder")
+    sub.add_argument("--n", type=int)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--position", default="end", choices=("end", "start", "random"))
+    command(doctor, "versions, device and precision")
+    sub = command(adapters, "make the shipped adapters anew")
+    sub.add_argument("names", nargs="*", default=["secalign", "secalign_random"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; bad input ends in one sentence and exit code 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"secalign-kit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("secalign-kit: stopped; run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

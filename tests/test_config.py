@@ -1,0 +1,36 @@
+"""One configuration class for YAML, notebook and command line."""
+
+import pytest
+
+from secalign_kit.config import RunConfig
+from secalign_kit.samples import DATA
+
+
+def test_yaml_gives_the_same_configuration_back(tmp_path):
+    config = RunConfig(beta=0.3, lora_targets=("q_proj",), position="random")
+    config.to_yaml(tmp_path / "run.yaml")
+    assert RunConfig.from_yaml(tmp_path / "run.yaml") == config
+
+
+def test_every_shipped_recipe_is_valid():
+    recipes = sorted((DATA / "recipes").glob("*.yaml"))
+    assert {p.stem for p in recipes} == {"demo", "secalign", "secalign_random"}
+    for path in recipes:
+        assert RunConfig.from_yaml(path).model == "toy"
+
+
+def test_text_from_the_command_line_takes_the_fields_type():
+    config = RunConfig().replace(beta="0.2", n_pairs="64", four_bit="false", learning_rate="1e-4",
+                                 lora_targets="[q_proj, v_proj]")
+    assert (config.beta, config.n_pairs, config.four_bit) == (0.2, 64, False)
+    assert config.learning_rate == 1e-4 and config.lora_targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"betta": 1}, "did you mean beta"), ({"beta": 0}, "beta is 0"), ({"naive": 2.0}, "naive"),
+    ({"position": "middle"}, "position"), ({"n_pairs": "many"}, "n_pairs"),
+    ({"learning_rate": "fast"}, "learning_rate"), ({"sft_weight": -1}, "sft_weight"),
+])
+def test_bad_values_are_refused_by_name(changes, said):
+    with pytest.raises(ValueError, match=said):
+        RunConfig().replace(**changes)

@@ -1,0 +1,99 @@
+"""The house rules: one source of versions, imports that flow one way, one home per library."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "secalign_kit"
+RIVER = ["samples", "injections", "pairs", "prompts", "preference", "shared_prefix", "training",
+         "logprobs", "evaluation", "figures", "report", "demo", "cli"]
+ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of absolute imports, and `.name` for the package's own modules."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {f".{name}" for name in names}
+    return found
+
+
+@pytest.mark.parametrize("name", RIVER)
+def test_a_stage_imports_only_what_stands_upstream(name):
+    upstream = set(RIVER[: RIVER.index(name)]) | ANYWHERE
+    own = {i[1:].split(".")[0] for i in imports(PACKAGE / f"{name}.py") if i.startswith(".")}
+    assert own <= upstream, own - upstream
+
+
+def test_every_module_has_its_place():
+    assert {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"} == set(RIVER) | ANYWHERE
+
+
+@pytest.mark.parametrize(("library", "home"), [
+    ("trl", {"training.py"}), ("matplotlib", {"figures.py"}), ("ipywidgets", set()),
+])
+def test_a_heavy_library_has_one_home(library, home):
+    assert {p.name for p in MODULES if library in imports(p)} == home
+
+
+@pytest.mark.parametrize("name", ["samples", "injections", "config", "cli", "toy.world",
+                                  "toy.corpus"])
+def test_light_modules_do_not_load_torch(name):
+    code = f"import sys, secalign_kit.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_pairs_are_made_without_torch_itself():
+    assert "torch" not in imports(PACKAGE / "pairs.py")
+
+
+def test_environment_takes_its_packages_from_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = [d for d in environment["dependencies"] if isinstance(d, dict)][0]["pip"]
+    assert pip == ["-c constraints.txt", "-e .[test]"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"python {project['requires-python']}" in environment["dependencies"]
+
+
+def test_every_direct_dependency_has_a_tested_version_within_its_range():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    wanted = [Requirement(r) for r in
+              [*project["dependencies"], *project["optional-dependencies"]["test"]]]
+    assert {r.name for r in wanted} == set(tested)
+    assert all(r.specifier.contains(tested[r.name]) for r in wanted)
+
+
+def test_the_wheel_lists_every_package_and_data_folder():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())
+                 ["tool"]["setuptools"]["packages"])
+    code = {".".join(p.parent.relative_to(ROOT).parts) for p in PACKAGE.rglob("__init__.py")
+            if "_data" not in p.parts}
+    data = {".".join(("secalign_kit", "_data", *p.relative_to(ROOT / "data").parts))
+            for p in [ROOT / "data", *(ROOT / "data").rglob("*")] if p.is_dir()}
+    assert listed == code | data
+
+
+def test_no_weights_are_pickled_and_no_file_is_large():
+    files = [p for folder in ("data", "notebooks", "secalign_kit")
+             for p in (ROOT / folder).rglob("*") if p.is_file()]
+    assert not [p for p in files if p.suffix in (".pt", ".bin", ".pkl", ".pth")]
+    assert not [p for p in files if p.stat().st_size > 12_000_000]
+    for adapter in (ROOT / "data" / "adapters").iterdir():
+        assert (adapter / "adapter_model.safetensors").stat().st_size <= 2_000_000
