@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; bad input ends in one sentence and exit code 2."""
     arguments = _parser().parse_args(argv)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours tell more
     try:
         arguments.run(arguments)
     except (ValueError, FileNotFoundError) as error:

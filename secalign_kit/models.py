@@ -7,6 +7,7 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 """
 
 import contextlib
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
 from .prompts import FORMATS, PromptFormat
 from .samples import DATA
@@ -115,6 +117,9 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
             f"prompt format too: format= one of {', '.join(FORMATS)}"
         )
     path = preset.path if preset else name
+    if Path(path).is_dir():  # from disk in a moment: no bar, and no remark on optional kernels
+        transformers_logging.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {"quantization_config": nf4(device)} if four_bit else {}
     # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact
