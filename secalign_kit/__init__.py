@@ -17,4 +17,10 @@ Beside it: `models` (presets, 4-bit, adapters), `config`, `toy` (the embedded mo
 `demo` (the main job) and `cli`. Importing the package imports none of them.
 """
 
+import logging
+
+# At import, bitsandbytes remarks on CPUs that an optional package of download-on-demand kernels is
+# missing. The kit does without it on purpose; its own layers are told so in models.keep_gradients.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ Limits: it describes a training on the kit's own samples; `model` may be a prese
 
 import dataclasses
 import difflib
+import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -46,24 +47,29 @@ class RunConfig:
     output: str = "runs/run"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        for name in _TYPES:  # so that RunConfig(beta="0.2") and --set beta=0.2 are the same
+            object.__setattr__(self, name, _typed(name, getattr(self, name)))
         for name in ("n_pairs", "batch_size", "epochs", "max_length", "lora_r", "probe_every",
                      "save_steps", "beta", "learning_rate", "lora_alpha"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
         for name in ("naive", "clean"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; give a number from 0 below 1")
-        if self.sft_weight < 0:
+        if not 0 <= self.sft_weight < math.inf:
             raise ValueError(f"sft_weight is {self.sft_weight}; give 0 or more")
         if self.position not in ("end", "start", "random"):
             raise ValueError(f"position is {self.position!r}; choose end, start or random")
+        if not self.lora_targets:
+            raise ValueError("lora_targets is empty; name layers, e.g. [q_proj, v_proj]")
 
     def replace(self, **changes) -> "RunConfig":
         """A copy with other values. Raises ValueError for an unknown name or a wrong type."""
-        return dataclasses.replace(self, **{k: _typed(k, v) for k, v in changes.items()})
+        for name in changes:
+            _known(name)  # before dataclasses.replace answers with a TypeError
+        return dataclasses.replace(self, **changes)
 
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Writes the configuration so that `from_yaml` gives an equal one."""
@@ -75,23 +81,36 @@ class RunConfig:
     @staticmethod
     def from_yaml(path: str | os.PathLike) -> "RunConfig":
         """Reads a YAML file; absent keys keep their defaults. Raises ValueError, naming the key."""
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = _yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds no mapping; write lines like `beta: 0.1`")
-        return RunConfig().replace(**values)
+        return RunConfig().replace(**{str(k): v for k, v in values.items()})
 
 
 _TYPES = {field.name: type(field.default) for field in fields(RunConfig)}
 
 
-def _typed(name: str, value):
-    """The value in the field's type; text is read as YAML, so that flags and files agree."""
+def _yaml(text: str, where: str):
+    """Parsed YAML. Raises ValueError with the place of a mistake instead of a YAMLError."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where}{line} is no YAML; write values like `beta: 0.1`") from None
+
+
+def _known(name: str) -> None:
     if name not in _TYPES:
         near = difflib.get_close_matches(name, _TYPES, n=3) or sorted(_TYPES)
         raise ValueError(f"unknown setting {name!r}; did you mean {', '.join(near)}?")
+
+
+def _typed(name: str, value):
+    """The value in the field's type; text is read as YAML, so that flags and files agree."""
     wanted = _TYPES[name]
     if isinstance(value, str) and wanted is not str:
-        value = yaml.safe_load(value)
+        value = _yaml(value, name)
     if wanted is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)

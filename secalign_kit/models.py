@@ -7,7 +7,6 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 """
 
 import contextlib
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,9 +116,10 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
             f"prompt format too: format= one of {', '.join(FORMATS)}"
         )
     path = preset.path if preset else name
-    if Path(path).is_dir():  # from disk in a moment: no bar, and no remark on optional kernels
+    if Path(path).is_dir():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    elif preset and preset.path.startswith(str(DATA)):
+        raise ValueError(f"the embedded model is missing at {path!r}; reinstall, or pre-train it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {"quantization_config": nf4(device)} if four_bit else {}
     # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact

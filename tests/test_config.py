@@ -30,7 +30,27 @@ def test_text_from_the_command_line_takes_the_fields_type():
     ({"betta": 1}, "did you mean beta"), ({"beta": 0}, "beta is 0"), ({"naive": 2.0}, "naive"),
     ({"position": "middle"}, "position"), ({"n_pairs": "many"}, "n_pairs"),
     ({"learning_rate": "fast"}, "learning_rate"), ({"sft_weight": -1}, "sft_weight"),
+    ({"beta": "inf"}, "beta is inf"), ({"lora_targets": "[]"}, "empty"),
+    ({"lora_targets": "q_proj"}, "lora_targets"), ({"beta": "[1"}, "no YAML"),
 ])
 def test_bad_values_are_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
         RunConfig().replace(**changes)
+
+
+def test_the_constructor_reads_values_as_replace_does():
+    assert RunConfig(beta="0.2", lora_targets=["q_proj"]) == RunConfig().replace(
+        beta=0.2, lora_targets="[q_proj]")
+    with pytest.raises(ValueError, match="lora_targets"):
+        RunConfig(lora_targets="q_proj")
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("seed: 1\nbeta: [1", "run.yaml, line 2"), ("1: 2", "unknown setting '1'"),
+    ("- 1", "no mapping"),
+])
+def test_a_bad_file_is_refused_in_one_sentence(tmp_path, text, said):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        RunConfig.from_yaml(tmp_path / "run.yaml")
+    assert "\n" not in str(caught.value)

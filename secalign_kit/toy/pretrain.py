@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..models import has_bf16
 from ..prompts import FORMATS
 from .corpus import corpus_sample
 from .world import Vocabulary
@@ -45,7 +46,7 @@ class PretrainConfig:
     layers: int = 5
     heads: int = 8
     intermediate: int = 640
-    steps: int = 3600
+    steps: int = 4400
     batch: int = 128
     pool: int = 64  # batches that are sorted by length together
     learning_rate: float = 2e-3
@@ -163,13 +164,6 @@ def load_checkpoint(folder: Path, model, optimizer) -> int:
                 for key in ("exp_avg", "exp_avg_sq", "step")
             }
     return int(state["at"])
-
-
-def has_bf16(device: str) -> bool:
-    """Whether bf16 products are fast: compute capability 8 and up, or a CPU with avx512_bf16."""
-    if device == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int | None = None):
