@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from .config import RunConfig
@@ -139,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; bad input ends in one sentence and exit code 2."""
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours tell more
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to one another
     try:
         arguments.run(arguments)
     except (ValueError, FileNotFoundError) as error:

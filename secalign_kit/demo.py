@@ -6,6 +6,7 @@ One datum: `summary.json` in the run folder, with `secure.asr.naive == {"value":
 samples -> pairs -> insecure evaluation -> DPO training -> secure evaluation -> figures -> report.
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -233,7 +234,10 @@ def make_adapter(name: str) -> Path:
     records = evaluation.evaluate(run.bundle, test_items(run.bundle), progress="held-out test")
     target = models.ADAPTERS[name]
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        (target / file).write_bytes((run.folder / "adapter" / file).read_bytes())
+    weights, settings = "adapter_model.safetensors", "adapter_config.json"
+    (target / weights).write_bytes((run.folder / "adapter" / weights).read_bytes())
+    described = json.loads((run.folder / "adapter" / settings).read_text(encoding="utf-8"))
+    described["base_model_name_or_path"] = "data/model"  # peft writes this machine's path
+    training.write_json(target / settings, described)
     write_text(target / "README.md", adapter_card(name, config, evaluation.summarize(records)))
     return target

@@ -90,6 +90,12 @@ def test_the_wheel_lists_every_package_and_data_folder():
     assert listed == code | data
 
 
+def test_shipped_files_name_no_path_of_a_machine():
+    for path in (ROOT / "data").rglob("*.json"):
+        if path.name != "tokenizer.json":
+            assert not re.search(r'"/\w+/', path.read_text()), path
+
+
 def test_no_weights_are_pickled_and_no_file_is_large():
     made = {".git", ".venv", "runs", "build", "dist"}  # not part of the repository
     files = [p for top in ROOT.iterdir() if top.name not in made

@@ -21,10 +21,12 @@ def test_token_differences_sum_to_the_response_shift(secured, tiny_config):
             assert sums.loc[side, when] == pytest.approx(table.loc[0, f"{side}_{when}"], abs=1e-2)
 
 
-def test_the_diagram_in_numbers_rejected_falls_and_chosen_does_not(secured):
+def test_the_diagram_in_numbers_the_preference_turns(secured):
     tokens = logprobs.token_table(
         secured, DINOSAUR_HOST.instruction, f"{DINOSAUR_HOST.data} {DINOSAUR_PAYLOAD.request}",
         DINOSAUR_HOST.answer, DINOSAUR_PAYLOAD.answer,
     )
-    sums = tokens.groupby("response")["difference"].sum()
-    assert sums["rejected"] < -5 and sums["chosen"] > 0
+    sums = tokens.groupby("response")[["before", "after"]].sum()
+    chosen, rejected = sums.loc["chosen"], sums.loc["rejected"]
+    assert rejected["before"] > chosen["before"] and chosen["after"] > rejected["after"]
+    assert chosen["after"] > chosen["before"] and rejected["after"] < rejected["before"]
