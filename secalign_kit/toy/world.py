@@ -5,8 +5,9 @@ One datum: `Sample("How many words are in the list?", "red, owl, plum.", "3", "c
 A family turns a random generator and a `Vocabulary` into slots for its instruction, data and the
 answer. Data always ends with a full stop. Whether a sample belongs to training, validation or the
 held-out test is decided by a hash of its data (`split_of`), so that held-out data are never seen
-under any instruction. Questions without data (facts, greetings, prints) cannot be split that way;
-those in `lexicon.HELDOUT` are known to pre-training and unknown to preference training.
+under any instruction (single words excepted: a family of `CLOSED` may hold them too). Questions
+without data (facts, greetings, prints) cannot be split that way; those in `lexicon.HELDOUT` are
+known to pre-training and unknown to preference training.
 """
 
 import random
