@@ -14,7 +14,6 @@ ellipsis in figures (never in data).
 
 import io
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
+from . import injections
 from .samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
 PALETTE = {
@@ -46,27 +46,14 @@ _FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib
 _POINTS = 10  # size of the monospaced text in points
 _COLUMN = 0.602 * _POINTS / 72  # width of one character in inches
 _ROW = 0.215  # height of one line of text in inches
-_SHOWN = {" ": " ", "\n": "\u21b5", "\t": "\u21e5"}
-_INVISIBLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
 
 
 def visible(text: str) -> str:
-    """`text` with nothing hidden: newline and tab as arrows, all else invisible as code points.
+    """`injections.visible` in one line: a newline becomes U+21B5.
 
-    A newline becomes U+21B5, a right-to-left override `[U+202E]`; the plain space stays. (The
-    control picture U+240A is missing from many fonts.) Also safe for lone surrogates, which could
-    not be written to a file. The result is one line and is not HTML-escaped.
+    (The control picture U+240A is missing from many fonts.) The result is not HTML-escaped.
     """
-    return "".join(_visible_character(c) for c in str(text))
-
-
-def _visible_character(character: str) -> str:
-    code = ord(character)
-    if character in _SHOWN:
-        return _SHOWN[character]
-    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
-    selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or 0x180B <= code <= 0x180F
-    return f"[U+{code:04X}]" if hidden or selector or code in _INVISIBLE else character
+    return injections.visible(text).replace("\n", "\u21b5")
 
 
 @lru_cache(maxsize=1)

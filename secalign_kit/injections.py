@@ -107,6 +107,9 @@ WITNESS = {
 }
 """Payloads whose success can be read off the start of a response; no training text says them."""
 
+_SHOWN = {" ": " ", "\n": "\n", "\t": "\u21e5"}
+_INVISIBLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+
 POSITIONS = ("end", "start", "random")
 
 
@@ -236,11 +239,12 @@ def closed(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control, bidi and other invisible characters spelled as escapes.
+    """The text with nothing hidden: a tab as U+21E5, all else invisible as its code point.
 
-    Line feeds stay, everything else that could hide or reorder what a reader sees is written out.
+    Control, bidi, zero-width and odd space characters, variation selectors and lone surrogates
+    become `[U+202E]` and so on; the plain space and line feeds stay. Not HTML-escaped.
     """
-    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(_visible_character(character) for character in str(text))
 
 
 def escape_hostile(text: str) -> str:
@@ -248,10 +252,13 @@ def escape_hostile(text: str) -> str:
     return html.escape(visible(text), quote=True)
 
 
-def _harmless(character: str) -> bool:
-    return character == "\n" or unicodedata.category(character) not in (
-        "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"
-    )
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if character in _SHOWN:
+        return _SHOWN[character]
+    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
+    selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or 0x180B <= code <= 0x180F
+    return f"[U+{code:04X}]" if hidden or selector or code in _INVISIBLE else character
 
 
 def _fake_turn(request: str, context: AttackContext) -> str:

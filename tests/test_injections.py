@@ -140,4 +140,4 @@ def test_hostile_text_shows_its_invisible_characters_and_cannot_open_a_tag(text)
 
 
 def test_visible_text_keeps_letters_and_line_breaks():
-    assert visible("né\n\u200bx\t") == "né\n\\u200bx\\t"
+    assert visible("né\n\u200bx\t") == "né\n[U+200B]x\u21e5"

@@ -128,7 +128,7 @@ def test_the_card_states_counts_and_escapes_the_attack():
     hostile = Sample("Say </pre><script>.", "", "x\u202ey", "a|b\nc", "h")
     pairs = make_pairs([SAMPLES[0], hostile], seed=0)
     text = card(pairs)
-    assert "Pairs: 1," in text and "&lt;script&gt;" in text and "\\u202e" in text
+    assert "Pairs: 1," in text and "&lt;script&gt;" in text and "[U+202E]" in text
     assert "<script>" not in text and "\u202e" not in text
     assert pair_statistics(pairs)["payload_families"] == {"a|b\nc": 1}
 
