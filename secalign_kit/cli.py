@@ -57,7 +57,8 @@ def evaluate(arguments) -> None:
     from . import demo, evaluation, models
 
     bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
-                         adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter))
+                         adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
+                         format=arguments.format)
     items = demo.test_items(bundle, arguments.split, arguments.n, arguments.position)
     records = evaluation.evaluate(bundle, items, frontend=not arguments.no_frontend,
                                   progress="evaluation")
@@ -117,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     command(train, "train an adapter", "demo")
     sub = command(evaluate, "attack success rates and utility of a model")
     sub.add_argument("adapter", nargs="?", help="a folder, or a shipped one (default: none)")
-    sub.add_argument("--model", default="toy")
+    sub.add_argument("--model", default="toy", help="a preset, a Hub id or a folder")
+    sub.add_argument("--format", help="prompt format, needed for a Hub id or a folder")
     sub.add_argument("--split", default="heldout", choices=("validation", "heldout"))
     sub.add_argument("--n", type=int, help="attacked samples")
     sub.add_argument("--position", default="end", choices=("end", "start", "random"))

@@ -275,19 +275,19 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     Raises ValueError if a pair does not fit `max_length`, or if the folder holds another run.
     """
     began, folder = time.perf_counter(), Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
     stored = folder / "config.yaml"
     if stored.exists() and RunConfig.from_yaml(stored) != config:
         raise ValueError(
             f"{str(folder)!r} holds a run with another configuration; choose another output folder "
             "or remove it"
         )
-    config.to_yaml(stored)
     bundle = bundle or models.load(config.model, four_bit=config.four_bit)
-    pairs.save_pairs(dataset, folder / "pairs")
-    write_json(folder / "versions.json", versions())
     rows = prepare(config, bundle, dataset)
     probe_rows = encode_pairs(bundle, probe, config.max_length)
+    folder.mkdir(parents=True, exist_ok=True)  # after what may refuse the input
+    config.to_yaml(stored)
+    pairs.save_pairs(dataset, folder / "pairs")
+    write_json(folder / "versions.json", versions())
 
     def measure() -> dict:
         chosen, rejected = score_pairs(bundle, probe_rows)

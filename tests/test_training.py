@@ -53,6 +53,13 @@ def test_another_configuration_does_not_mix_into_a_run(tiny_config):
         training.train(dataclasses.replace(tiny_config, beta=0.2), pairs, probe)
 
 
+def test_a_refused_run_leaves_nothing_behind(tiny_config):
+    config = dataclasses.replace(tiny_config, max_length=5)
+    with pytest.raises(ValueError, match="longer than max_length"):
+        training.train(config, demo.training_pairs(config), demo.training_pairs(config))
+    assert not training.Path(config.output).exists()
+
+
 def test_pairs_that_do_not_fit_are_refused_by_row_not_cut(toy, tiny_config):
     with pytest.raises(ValueError, match="row 0.*none is cut"):
         training.encode_pairs(toy, demo.training_pairs(tiny_config), max_length=5)
