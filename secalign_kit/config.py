@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from .samples import write_text
+
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -74,9 +76,7 @@ class RunConfig:
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Writes the configuration so that `from_yaml` gives an equal one."""
         values = dataclasses.asdict(self) | {"lora_targets": list(self.lora_targets)}
-        temporary = Path(path).with_suffix(".part")
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     @staticmethod
     def from_yaml(path: str | os.PathLike) -> "RunConfig":

@@ -8,7 +8,7 @@ samples -> pairs -> insecure evaluation -> DPO training -> secure evaluation -> 
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from . import evaluation, figures, injections, logprobs, models, pairs, report, training
@@ -18,14 +18,12 @@ from .models import Bundle
 from .samples import DATA, DINOSAUR_HOST, DINOSAUR_PAYLOAD, shipped_samples, write_text
 
 RECIPES = DATA / "recipes"
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """The held-out items, those of the diagram's example apart."""
-
-    items: list[Item]
-    diagram: Item
+NOTES = [
+    "The embedded model knows a small generated world; its rates say nothing about large models.",
+    "The attacks are fixed texts. An attacker who adapts to the defense is stronger than these.",
+    "Both models sit behind the same front-end filter, which deletes typed delimiters from data.",
+    "Injections stand at the end of the data, in training and in this test.",
+]
 
 
 def recipe(name: str) -> RunConfig:
@@ -168,6 +166,7 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
     """
     began = time.perf_counter()
     config = config or recipe("demo").replace(output=str(output))
+    training.refuse_other_run(config)  # before its records would be overwritten
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     bundle = bundle or models.load(config.model, four_bit=config.four_bit)
@@ -196,20 +195,10 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
     summary["seconds"] = time.perf_counter() - began
     training.write_json(folder / "summary.json", summary)
     html = report.render_report(
-        summary, pngs, examples(insecure, secure), asdict(config) | training.versions(), NOTES
+        summary, pngs, examples(insecure, secure), asdict(config), NOTES  # it adds the versions
     )
     report.write_report(folder / "report.html", html)
     return summary
-
-
-NOTES = [
-    "The embedded model knows a small generated world; its rates say nothing about large models.",
-    "The attacks are fixed texts. An attacker who adapts to the defense is stronger than these.",
-    "Both models sit behind the same front-end filter, which deletes typed delimiters from data.",
-    "Injections stand at the end of the data, in training and in this test.",
-]
-
-
 
 
 def adapter_card(name: str, config: RunConfig, summary: dict) -> str:

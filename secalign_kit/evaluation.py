@@ -9,7 +9,6 @@ case alike. `right` asks for the exact answer. Greedy decoding; rates come with 
 
 import json
 import math
-import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from . import injections, prompts
 from .models import Bundle
-from .samples import DINOSAUR_PAYLOAD, Sample
+from .samples import DINOSAUR_PAYLOAD, Sample, write_text
 
 ATTACKS = ("naive", "ignore", "completion", "ignore_completion", "escape_separation")
 
@@ -173,7 +172,4 @@ def utility_by_family(records: Iterable[dict]) -> dict[str, Rate]:
 
 def save_records(records: Iterable[dict], path: Path) -> None:
     """One JSON object per line, written to a temporary name and renamed."""
-    temporary = path.with_suffix(".part")
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from . import prompts, shared_prefix
+from . import shared_prefix
 from .models import Bundle, insecure
-from .training import as_pair, encode_pairs, score_pairs
+from .training import collated, encode_pair, encode_pairs, score_pairs
 
 
 def shift_table(bundle: Bundle, dataset: Dataset, max_length: int = 512) -> pd.DataFrame:
@@ -43,20 +43,13 @@ def mean_shift(table: pd.DataFrame) -> dict:
 def token_table(bundle: Bundle, instruction: str, data: str, chosen: str,
                 rejected: str) -> pd.DataFrame:
     """One row per response token: response, position, token, before, after (nats), difference."""
-    tokenizer, form = bundle.tokenizer, bundle.format
-    row = {
-        "prompt_ids": list(prompts.encode(tokenizer, form, instruction, data).ids),
-        "chosen_ids": list(prompts.encode_response(tokenizer, form, chosen)),
-        "rejected_ids": list(prompts.encode_response(tokenizer, form, rejected)),
-    }
-    batch = shared_prefix.collate([as_pair(row)], tokenizer.pad_token_id)
-    batch = {key: value.to(bundle.device) for key, value in batch.items()}
+    batch = collated(bundle, [encode_pair(bundle, instruction, data, chosen, rejected)])
     with insecure(bundle):
         before = shared_prefix.token_logprobs(bundle.model, batch).tolist()
     after = shared_prefix.token_logprobs(bundle.model, batch).tolist()
     table = pd.DataFrame({
         "response": ["rejected" if r else "chosen" for r in batch["rejected"].tolist()],
-        "token": [tokenizer.decode([t]) for t in batch["target"].tolist()],
+        "token": [bundle.tokenizer.decode([t]) for t in batch["target"].tolist()],
         "before": before, "after": after,
     })
     table.insert(1, "position", table.groupby("response").cumcount())

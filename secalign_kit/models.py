@@ -7,7 +7,7 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 """
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class Bundle:
     name: str
     four_bit: bool = False
     adapter: str | None = None
-    notes: list[str] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:

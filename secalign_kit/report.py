@@ -14,7 +14,6 @@ differences; readings under the figures are templates around those numbers, not 
 import base64
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 
 from .figures import PALETTE, field, visible
+from .samples import write_text
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
 LIMITS = (
@@ -88,16 +88,7 @@ def _template() -> Template:
 def write_report(path: str | os.PathLike, html: str) -> Path:
     """Write `html` to `path` in one move, so that a reader never sees half a page."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-        os.chmod(name, 0o644)  # mkstemp makes it private, a report is to be shared
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_text(path, html)
     return path
 
 

@@ -11,7 +11,6 @@ Limits: on several processes, or with `shared_prefix: false`, TRL's own forward 
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from . import models, pairs, prompts, shared_prefix
 from .config import RunConfig
 from .models import Bundle
 from .preference import dpo_loss
+from .samples import write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 
@@ -45,24 +45,30 @@ class Run:
     seconds: float
 
 
+def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, rejected: str) -> dict:
+    """Token ids of prompt, chosen and rejected, encoded apart."""
+    tokenizer, form = bundle.tokenizer, bundle.format
+    return {
+        "prompt_ids": list(prompts.encode(tokenizer, form, instruction, data).ids),
+        "chosen_ids": list(prompts.encode_response(tokenizer, form, chosen)),
+        "rejected_ids": list(prompts.encode_response(tokenizer, form, rejected)),
+    }
+
+
 def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict]:
-    """Token ids of prompt, chosen and rejected, encoded apart and never cut.
+    """`encode_pair` of every pair, none of them cut.
 
     Raises ValueError naming the first pairs that are longer than `max_length` tokens: a cut prompt
     loses its instruction, a cut response its end.
     """
     rows, long = [], []
     for number, pair in enumerate(dataset):
-        instruction, data = prompts.messages_to_parts(pair["prompt"])
-        prompt = prompts.encode(bundle.tokenizer, bundle.format, instruction, data).ids
-        chosen, rejected = (
-            prompts.encode_response(bundle.tokenizer, bundle.format, pair[side][0]["content"])
-            for side in ("chosen", "rejected")
-        )
-        if len(prompt) + max(len(chosen), len(rejected)) > max_length:
+        responses = (pair[side][0]["content"] for side in ("chosen", "rejected"))
+        row = encode_pair(bundle, *prompts.messages_to_parts(pair["prompt"]), *responses)
+        prompt, chosen, rejected = map(len, as_pair(row))
+        if prompt + max(chosen, rejected) > max_length:
             long.append(number)
-        rows.append({"prompt_ids": list(prompt), "chosen_ids": list(chosen),
-                     "rejected_ids": list(rejected)})
+        rows.append(row)
     if long:
         raise ValueError(
             f"{len(long)} of {len(rows)} pairs are longer than max_length={max_length} tokens "
@@ -73,6 +79,12 @@ def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict
 
 def as_pair(row: dict) -> shared_prefix.Pair:
     return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+
+
+def collated(bundle: Bundle, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """The rows as one shared-prefix batch on the bundle's device."""
+    batch = shared_prefix.collate([as_pair(row) for row in rows], bundle.tokenizer.pad_token_id)
+    return {key: value.to(bundle.device) for key, value in batch.items()}
 
 
 @torch.no_grad()
@@ -86,9 +98,7 @@ def score_pairs(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64,
     for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress,
                       leave=False):
         index = order[start : start + batch_size]
-        batch = shared_prefix.collate([as_pair(rows[k]) for k in index],
-                                      bundle.tokenizer.pad_token_id)
-        batch = {key: value.to(bundle.device) for key, value in batch.items()}
+        batch = collated(bundle, [rows[k] for k in index])
         scores[:, index] = torch.stack(shared_prefix.pair_logprobs(bundle.model, batch)).cpu()
     bundle.model.train(training)
     return scores[0], scores[1]
@@ -186,7 +196,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.records = [r for r in self.records if r["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
         self.bar.update(state.global_step - self.bar.n)
         if not self.records:
             self._write({"step": 0, **self.probe()})
@@ -262,9 +272,17 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, value) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def refuse_other_run(config: RunConfig) -> None:
+    """Raises ValueError if the output folder holds a run with another configuration."""
+    stored = Path(config.output) / "config.yaml"
+    if stored.exists() and RunConfig.from_yaml(stored) != config:
+        raise ValueError(
+            f"{config.output!r} holds a run with another configuration; choose another output "
+            "folder or remove it"
+        )
 
 
 def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | None = None,
@@ -275,17 +293,12 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     Raises ValueError if a pair does not fit `max_length`, or if the folder holds another run.
     """
     began, folder = time.perf_counter(), Path(config.output)
-    stored = folder / "config.yaml"
-    if stored.exists() and RunConfig.from_yaml(stored) != config:
-        raise ValueError(
-            f"{str(folder)!r} holds a run with another configuration; choose another output folder "
-            "or remove it"
-        )
+    refuse_other_run(config)
     bundle = bundle or models.load(config.model, four_bit=config.four_bit)
     rows = prepare(config, bundle, dataset)
     probe_rows = encode_pairs(bundle, probe, config.max_length)
     folder.mkdir(parents=True, exist_ok=True)  # after what may refuse the input
-    config.to_yaml(stored)
+    config.to_yaml(folder / "config.yaml")
     pairs.save_pairs(dataset, folder / "pairs")
     write_json(folder / "versions.json", versions())
 

@@ -67,9 +67,8 @@ def request_text(sample: Sample, rng: random.Random) -> str:
     return rng.choice(SEPARATORS).join(parts)
 
 
-def _two(first: Sample, second: Sample, rng: random.Random) -> tuple[str, str]:
-    text = request_text(first, rng) + rng.choice(SEPARATORS) + request_text(second, rng)
-    return text, (first if rng.random() < FIRST else second).answer
+def _two(first: Sample, second: Sample, rng: random.Random) -> str:
+    return request_text(first, rng) + rng.choice(SEPARATORS) + request_text(second, rng)
 
 
 def _dialogue(turns: list[Sample], rng: random.Random) -> str:
@@ -102,10 +101,11 @@ def corpus_sample(rng: random.Random, vocabulary: Vocabulary) -> CorpusSample:
         return CorpusSample(kind, _dialogue([first, second], rng), "", second.answer)
     if kind == "selected":
         which = rng.randrange(2)
-        text = request_text(first, rng) + rng.choice(SEPARATORS) + request_text(second, rng)
+        text = _two(first, second, rng)
         answer = (first, second)[which].answer
         return CorpusSample(kind, rng.choice(SELECTIONS[which]), text, answer)
-    text, answer = _two(first, second, rng)
+    text = _two(first, second, rng)
+    answer = (first if rng.random() < FIRST else second).answer
     if kind == "two":
         return CorpusSample(kind, text, "", answer)
     return CorpusSample(kind, rng.choice(DELEGATIONS), text, answer)
