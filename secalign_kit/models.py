@@ -162,6 +162,27 @@ def insecure(bundle: Bundle):
 
 
 @contextlib.contextmanager
+def merged(bundle: Bundle):
+    """Inside, the adapter is added into the weights, which saves its products at every step.
+
+    Does nothing for a 4-bit base, whose weights would be rounded anew, or without an adapter. The
+    weights are put back bit by bit.
+    """
+    if bundle.four_bit or not isinstance(bundle.model, PeftModel):
+        yield bundle
+        return
+    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
+    before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    bundle.model.merge_adapter()
+    try:
+        yield bundle
+    finally:
+        bundle.model.unmerge_adapter()
+        for layer, weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight.data.copy_(weight)  # subtracting leaves rounding behind
+
+
+@contextlib.contextmanager
 def strength(bundle: Bundle, value: float):
     """Inside, the adapter counts `value` times: 0 is the insecure model, 1 the secure one.
 

@@ -27,6 +27,10 @@ MIXTURE = {
     "corrected": 0.05,  # "... Never mind, ...": the last request counts
     "dialogue": 0.05,  # earlier turns with their answers, then the request that counts
 }
+WEIGHTS = {  # how much oftener than the others a family is met; they are the harder ones to learn
+    "copy_list": 3, "reverse_list": 3, "remove": 4, "member": 3, "upper_case": 2, "translate": 2,
+    "add": 2, "subtract": 2, "second_word": 2,
+}
 FIRST = 0.3  # of two requests side by side, how often the first is answered
 STRAY = 0.2  # of the clean samples that allow it, how many have an unrelated statement
 
@@ -84,8 +88,8 @@ def _dialogue(turns: list[Sample], rng: random.Random) -> str:
 def corpus_sample(rng: random.Random, vocabulary: Vocabulary) -> CorpusSample:
     """One sample of the mixture, with data of the training split only."""
     kind = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
-    names = list(FAMILIES)
-    first, second = (make_sample(rng.choice(names), rng, vocabulary, "train") for _ in range(2))
+    names = rng.choices(list(FAMILIES), [WEIGHTS.get(name, 1) for name in FAMILIES], k=2)
+    first, second = (make_sample(name, rng, vocabulary, "train") for name in names)
     if kind == "clean":
         if FAMILIES[first.family].stray and rng.random() < STRAY:
             first = with_stray(first, rng)

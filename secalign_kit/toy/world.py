@@ -5,7 +5,7 @@ One datum: `Sample("How many words are in the list?", "red, owl, plum.", "3", "c
 A family turns a random generator and a `Vocabulary` into slots for its instruction, data and the
 answer. Data always ends with a full stop. Whether a sample belongs to training, validation or the
 held-out test is decided by a hash of its data (`split_of`), so that held-out data are never seen
-under any instruction (single words excepted: a family of `CLOSED` may hold them too). Questions
+under any instruction. Questions
 without data (facts, greetings, prints) cannot be split that way; those in `lexicon.HELDOUT` are
 known to pre-training and unknown to preference training.
 """
@@ -134,14 +134,14 @@ def reverse_list(rng, vocabulary):
 @family("Write the words in capitals.", "Put the list in upper case.", "Capitalize every letter.",
         stray=True)
 def upper_case(rng, vocabulary):
-    words = _words(rng, 1, 3)
+    words = _words(rng, 2, 3)
     return {}, _list(words), ", ".join(words).upper()
 
 
 @family("Translate to Spanish.", "Translate the words into Spanish.", "Say it in Spanish.",
         stray=True)
 def translate(rng, vocabulary):
-    words = rng.sample(sorted(lex.SPANISH), rng.randint(1, 3))
+    words = rng.sample(sorted(lex.SPANISH), rng.randint(2, 3))
     return {}, _list(words), ", ".join(lex.SPANISH[word] for word in words)
 
 

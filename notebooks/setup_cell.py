@@ -1,0 +1,33 @@
+"""The first code cell of every notebook, and the one place where the kit's address stands.
+
+For your own fork: put what `pip install` takes (such as git+https://<host>/<you>/<fork>) into
+ADDRESS below and run `python notebooks/setup_cell.py`, which writes the cell into every notebook.
+With an empty ADDRESS, Colab installs the wheel (`make wheel`) that was uploaded beside the notebook.
+"""
+
+import json
+from pathlib import Path
+
+CELL = '''
+import glob, importlib.util, os, sys, warnings
+ADDRESS = ""  # what pip installs on Colab; written by notebooks/setup_cell.py
+if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"):
+    kit = ADDRESS or next(iter(sorted(glob.glob("secalign_kit-*.whl"))), None)
+    assert kit, "Upload the wheel that `make wheel` builds, or set ADDRESS; then run again."
+    os.system(f"{sys.executable} -m pip install -q --no-deps {kit} trl bitsandbytes")
+warnings.filterwarnings("ignore")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+'''.strip()
+
+
+def write_setup(notebook: Path) -> None:
+    """Puts CELL into the first code cell of a notebook; everything else stays as it is."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+    first["source"] = CELL.splitlines(keepends=True)
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for path in sorted(Path(__file__).parent.glob("*.ipynb")):
+        write_setup(path)

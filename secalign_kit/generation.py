@@ -1,0 +1,157 @@
+"""Generation: greedy responses in batches that drop what is finished and share what is common.
+
+One datum: two attacks on one sample, `[1, 2, 3, 4, 7]` and `[1, 2, 3, 5, 6, 7]`: the common start
+`[1, 2, 3]` is read once and its keys and values are copied, only `[4, 7]` and `[5, 6, 7]` are read
+apart. A row leaves the batch with its end token, or as soon as `settled` says that no further token
+matters, so the work is the sum of the tokens that count, not rows times the longest response.
+
+The texts are those of one-by-one greedy decoding; rounding may turn a near-tie between two tokens
+(`benchmarks/` counts such mismatches). Limits: greedy only; one process; a full cache per batch.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from .models import Bundle
+
+COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
+
+Settled = Callable[[int, list[int]], bool]
+"""(number of the prompt, ids so far) -> whether no further token of it matters."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that begin alike: their numbers and how many tokens they share."""
+
+    rows: tuple[int, ...]
+    shared: int
+
+
+@torch.inference_mode()
+def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int = 48,
+           batch_size: int = 128, keys: Sequence[Hashable] | None = None,
+           settled: Settled | None = None, progress: str = "") -> list[list[int]]:
+    """Greedy ids for each prompt (ids), in order, without the end token.
+
+    Prompts with the same key (such as the sample they attack) share the computation of their common
+    start. Raises ValueError for an empty prompt.
+    """
+    empty = [number for number, ids in enumerate(prompts) if not len(ids)]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
+    responses: list[list[int]] = [[] for _ in prompts]
+    bar = tqdm(total=len(prompts), desc=progress, disable=not progress, leave=False)
+    groups = _groups(prompts, keys, batch_size)
+    # apart, since an empty shared start would leave a row with nothing to attend to
+    for batch in (*_batches([g for g in groups if g.shared], prompts, batch_size),
+                  *_batches([g for g in groups if not g.shared], prompts, batch_size)):
+        rows = [row for group in batch for row in group.rows]
+        state = _prefill(bundle, batch, prompts)
+        for row, ids in zip(rows, _decode(bundle, rows, *state, max_new_tokens, settled),
+                            strict=True):
+            responses[row] = ids
+        bar.update(len(rows))
+    bar.close()
+    return responses
+
+
+def _groups(prompts, keys, batch_size: int) -> list[Group]:
+    members: dict[Hashable, list[int]] = {}
+    for number in range(len(prompts)):
+        members.setdefault(number if keys is None else keys[number], []).append(number)
+    chunks = [rows[i : i + batch_size] for rows in members.values()
+              for i in range(0, len(rows), batch_size)]
+    return [Group(tuple(rows), _common([prompts[row] for row in rows])) for rows in chunks]
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many ids all sequences begin with; at least one of each is left over, 0 for one alone."""
+    if len(sequences) == 1:
+        return 0
+    low, high = min(sequences), max(sequences)  # in order, these two differ first
+    limit = min(map(len, sequences)) - 1
+    return next((i for i in range(limit) if low[i] != high[i]), limit)
+
+
+def _batches(groups: list[Group], prompts, batch_size: int) -> list[list[Group]]:
+    """Groups of similar length together, at most `batch_size` prompts a batch."""
+    groups = sorted(groups, key=lambda g: max(len(prompts[row]) for row in g.rows))
+    batches: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        if len(group.rows) > room:
+            batches.append([])
+            room = batch_size
+        batches[-1].append(group)
+        room -= len(group.rows)
+    return batches
+
+
+def _left_padded(rows: Sequence[Sequence[int]], pad: int, device) -> tuple:
+    """(ids, mask), both [B, T], with the rows at the right."""
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _prefill(bundle: Bundle, batch: list[Group], prompts) -> tuple:
+    """(cache, mask [B, T], logits [B, V] of the first new token) for the prompts of a batch."""
+    pad, device = bundle.tokenizer.pad_token_id, bundle.device
+    cache, before = DynamicCache(), None
+    if batch[0].shared:
+        heads = [prompts[group.rows[0]][: group.shared] for group in batch]
+        ids, before = _left_padded(heads, pad, device)
+        _forward(bundle, ids, before, cache)
+        repeats = torch.tensor([len(group.rows) for group in batch], device=device)
+        which = torch.arange(len(batch), device=device).repeat_interleave(repeats)
+        cache.batch_select_indices(which)
+        before = before[which]
+    tails = [prompts[row][group.shared :] for group in batch for row in group.rows]
+    ids, mask = _left_padded(tails, pad, device)
+    if before is not None:
+        mask = torch.cat([before, mask], dim=1)
+    return cache, mask, _forward(bundle, ids, mask, cache)
+
+
+def _forward(bundle: Bundle, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
+    """Logits [B, V] of the token after `ids` [B, T], which are added to the cache."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    out = bundle.model(input_ids=ids, attention_mask=mask, position_ids=positions,
+                       past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1]
+
+
+def _decode(bundle: Bundle, rows: list[int], cache, mask, logits, max_new_tokens: int,
+            settled: Settled | None) -> list[list[int]]:
+    end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
+    responses: list[list[int]] = [[] for _ in rows]
+    slots, live = list(range(len(rows))), [True] * len(rows)  # of the rows still in the batch
+    for step in range(max_new_tokens):
+        tokens = logits.argmax(-1)
+        for k, token in enumerate(tokens.tolist()):
+            if not live[k]:
+                continue
+            response = responses[slots[k]]
+            if token == end:
+                live[k] = False
+                continue
+            response.append(token)
+            if settled and settled(rows[slots[k]], response):
+                live[k] = False
+        if not any(live) or step + 1 == max_new_tokens:
+            break
+        if sum(live) <= COMPACT * len(live):
+            kept = [k for k, alive in enumerate(live) if alive]
+            index = torch.tensor(kept, device=mask.device)
+            cache.batch_select_indices(index)
+            tokens, mask = tokens[index], mask[index]
+            slots, live = [slots[k] for k in kept], [True] * len(kept)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits = _forward(bundle, tokens[:, None], mask, cache)
+    return responses

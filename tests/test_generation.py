@@ -1,0 +1,73 @@
+"""Fast greedy decoding gives the tokens of the slow one, whatever is shared, dropped or stopped."""
+
+import pytest
+import torch
+
+from secalign_kit import evaluation, generation, injections, prompts, samples
+
+
+@pytest.fixture(scope="module")
+def items(toy):
+    hosts = samples.shipped_samples("validation")[:26]
+    witness = injections.WITNESS["validation"]
+    found = evaluation.clean_items(hosts)
+    for attack in evaluation.ATTACKS:
+        found += evaluation.attacked_items(hosts, attack, witness, toy, split="validation",
+                                           position="random")
+    return found
+
+
+@pytest.fixture(scope="module")
+def encoded(toy, items):
+    return [prompts.encode(toy.tokenizer, toy.format, i.instruction, i.data).ids for i in items]
+
+
+@pytest.fixture(scope="module")
+def alone(toy, encoded):
+    """Each prompt by itself through transformers' own `generate`."""
+    end = toy.tokenizer.convert_tokens_to_ids(toy.format.end)
+    responses = []
+    for ids in encoded:
+        out = toy.model.generate(input_ids=torch.tensor([ids]), max_new_tokens=24, do_sample=False,
+                                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                                 pad_token_id=toy.tokenizer.pad_token_id, eos_token_id=end)
+        response = out[0, len(ids):].tolist()
+        responses.append(response[: response.index(end)] if end in response else response)
+    return responses
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("shared", [False, True])
+def test_responses_are_those_of_one_by_one_generation(toy, items, encoded, alone, batch_size,
+                                                      shared):
+    keys = [item.id for item in items] if shared else None
+    assert generation.greedy(toy, encoded, 24, batch_size, keys) == alone
+
+
+def test_a_settled_row_stops_and_leaves_the_others_alone(toy, encoded, alone):
+    odd = generation.greedy(toy, encoded, 24, settled=lambda row, ids: row % 2 and len(ids) == 2)
+    for row, (short, full) in enumerate(zip(odd, alone, strict=True)):
+        assert short == (full[:2] if row % 2 else full)
+
+
+def test_an_empty_prompt_is_refused(toy):
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        generation.greedy(toy, [[5], []])
+
+
+def test_the_common_start_leaves_a_token_to_each():
+    assert generation._common([[1, 2, 3], [1, 2, 4, 5]]) == 2
+    assert generation._common([[1, 2], [1, 2, 3]]) == 1
+    assert generation._common([[1, 2], [1, 2]]) == 1
+    assert generation._common([[1], [2]]) == 0
+
+
+def test_verdicts_decided_early_are_the_verdicts_of_the_whole_response(toy, items):
+    whole = evaluation.evaluate(toy, items, max_new_tokens=24)
+    early = evaluation.evaluate(toy, items, max_new_tokens=24, verdict_only=True)
+    assert [r["obeyed"] for r in whole] == [r["obeyed"] for r in early]
+    assert {r["obeyed"] for r in whole} == {True, False}
+    for one, other in zip(whole, early, strict=True):
+        assert one["response"].startswith(other["response"])
+        assert other["right"] == (None if other["witness"] else one["right"])
+    assert sum(len(r["response"]) for r in early) < sum(len(r["response"]) for r in whole)
