@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lab adapters wheel clean
+.PHONY: help demo test lab adapters bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -34,6 +34,10 @@ lab: $(STAMP)
 # make adapters: the shipped adapters, made anew (about an hour on two cores)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
+
+# make bench: the tables of docs/performance.md, into runs/bench (about half an hour)
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

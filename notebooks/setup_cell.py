@@ -2,7 +2,8 @@
 
 For your own fork: put what `pip install` takes (such as git+https://<host>/<you>/<fork>) into
 ADDRESS below and run `python notebooks/setup_cell.py`, which writes the cell into every notebook.
-With an empty ADDRESS, Colab installs the wheel (`make wheel`) that was uploaded beside the notebook.
+With an empty ADDRESS, Colab installs the wheel (`make wheel`) that was uploaded beside the
+notebook. Neither touches Colab's own torch and ipywidgets.
 """
 
 import json
@@ -16,7 +17,7 @@ if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"
     assert kit, "Upload the wheel that `make wheel` builds, or set ADDRESS; then run again."
     os.system(f"{sys.executable} -m pip install -q --no-deps {kit} trl bitsandbytes")
 warnings.filterwarnings("ignore")
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.update(TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 '''.strip()
 
 

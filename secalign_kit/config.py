@@ -33,6 +33,7 @@ class RunConfig:
     naive: float = 0.9
     position: str = "end"
     clean: float = 0.0
+    loss: str = "dpo"
     beta: float = 0.1
     learning_rate: float = 1e-3
     batch_size: int = 32
@@ -64,6 +65,8 @@ class RunConfig:
             raise ValueError(f"sft_weight is {self.sft_weight}; give 0 or more")
         if self.position not in ("end", "start", "random"):
             raise ValueError(f"position is {self.position!r}; choose end, start or random")
+        if self.loss not in ("dpo", "ipo", "sft"):
+            raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), ipo or sft (StruQ)")
         if not self.lora_targets:
             raise ValueError("lora_targets is empty; name layers, e.g. [q_proj, v_proj]")
 

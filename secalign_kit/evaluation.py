@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import generation, injections, prompts
+from . import defenses, generation, injections, prompts
 from .models import Bundle
 from .samples import DINOSAUR_PAYLOAD, Sample, write_text
 
@@ -121,21 +121,22 @@ def generate(bundle: Bundle, requests: Sequence[tuple[str, str]], frontend: bool
 
 
 def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
-             verdict_only: bool = False, **options) -> list[dict]:
+             verdict_only: bool = False, defense: str = "none", **options) -> list[dict]:
     """One record per item: the item, the response, and the two verdicts.
 
     Attacks on one sample share the computation of their common start. `verdict_only` ends the
     response to an attack as soon as `obeyed` is decided, exactly; `right` is then None there.
     """
     witnesses = [item.witness for item in items]
-    responses = generate(bundle, [(i.instruction, i.data) for i in items], frontend,
+    requests = [defenses.apply(defense, item.instruction, item.data) for item in items]
+    responses = generate(bundle, requests, frontend,
                          [f"{i.id} {i.instruction}" for i in items],
                          witnesses if verdict_only else None, **options)
     records = []
     for item, response in zip(items, responses, strict=True):
         right = response == item.expected.strip()
         records.append({**asdict(item), "response": response, "frontend": frontend,
-                        "obeyed": obeyed(response, item.witness),
+                        "defense": defense, "obeyed": obeyed(response, item.witness),
                         "right": None if verdict_only and item.witness else right})
     return records
 

@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
+from . import shared_prefix
 from .models import Bundle
 
 COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
@@ -92,28 +93,16 @@ def _batches(groups: list[Group], prompts, batch_size: int) -> list[list[Group]]
     return batches
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad: int, device) -> tuple:
-    """(ids, mask), both [B, T], with the rows at the right."""
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def _prefill(bundle: Bundle, batch: list[Group], prompts) -> tuple:
     """(cache, mask [B, T], logits [B, V] of the first new token) for the prompts of a batch."""
-    pad, device = bundle.tokenizer.pad_token_id, bundle.device
-    cache, before = DynamicCache(), None
+    pad, before = bundle.tokenizer.pad_token_id, None
+    cache = DynamicCache()
     if batch[0].shared:
         heads = [prompts[group.rows[0]][: group.shared] for group in batch]
-        ids, before = _left_padded(heads, pad, device)
-        _forward(bundle, ids, before, cache)
-        repeats = torch.tensor([len(group.rows) for group in batch], device=device)
-        which = torch.arange(len(batch), device=device).repeat_interleave(repeats)
-        cache.batch_select_indices(which)
-        before = before[which]
+        copies = [len(group.rows) for group in batch]
+        cache, before = shared_prefix.prefill(bundle.model, heads, copies, pad)
     tails = [prompts[row][group.shared :] for group in batch for row in group.rows]
-    ids, mask = _left_padded(tails, pad, device)
+    ids, mask = shared_prefix.left_padded(tails, pad, bundle.device)
     if before is not None:
         mask = torch.cat([before, mask], dim=1)
     return cache, mask, _forward(bundle, ids, mask, cache)
@@ -121,7 +110,7 @@ def _prefill(bundle: Bundle, batch: list[Group], prompts) -> tuple:
 
 def _forward(bundle: Bundle, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
     """Logits [B, V] of the token after `ids` [B, T], which are added to the cache."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    positions = shared_prefix.positions(mask)[:, -ids.shape[1] :]
     out = bundle.model(input_ids=ids, attention_mask=mask, position_ids=positions,
                        past_key_values=cache, use_cache=True, logits_to_keep=1)
     return out.logits[:, -1]

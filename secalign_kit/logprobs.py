@@ -6,9 +6,13 @@ One datum: `{"id": 3, "attack": "naive", "chosen_before": -4.1, "chosen_after": 
 Before is the bundle without its adapter, after with it: one model, one pass over the pairs each.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from peft import PeftModel
 
 from . import shared_prefix
 from .models import Bundle, insecure
@@ -37,6 +41,54 @@ def mean_shift(table: pd.DataFrame) -> dict:
     """`{"chosen": {"before": x, "after": x}, "rejected": {...}}`, mean summed nats."""
     return {side: {when: float(table[f"{side}_{when}"].mean()) for when in ("before", "after")}
             for side in ("chosen", "rejected")}
+
+
+@torch.inference_mode()
+def score_responses(bundle: Bundle, prompts: Sequence[Sequence[int]],
+                    responses: Sequence[Sequence[Sequence[int]]],
+                    batch_size: int = 64) -> list[list[float]]:
+    """Summed log p in nats of any number of responses (ids) to each prompt (ids).
+
+    Each prompt is read once, its cache serves all its responses. Raises ValueError for a prompt of
+    fewer than two tokens or an empty response.
+    """
+    if any(len(prompt) < 2 for prompt in prompts):
+        raise ValueError("a prompt has fewer than two tokens; give its delimiters too")
+    if not all(len(response) for group in responses for response in group):
+        raise ValueError("a response has no tokens; give at least its end token")
+    order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
+    scores: list[list[float]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        flat = iter(_continuations(bundle, [prompts[k] for k in index],
+                                   [responses[k] for k in index]))
+        for k in index:
+            scores[k] = [next(flat) for _ in responses[k]]
+    return scores
+
+
+def _continuations(bundle: Bundle, prompts, responses) -> list[float]:
+    """Summed log p of every response, in order, from the cache of all but each prompt's last id."""
+    pad, model = bundle.tokenizer.pad_token_id, bundle.model
+    cache, mask = shared_prefix.prefill(model, [prompt[:-1] for prompt in prompts],
+                                        [len(group) for group in responses], pad)
+    # the last id of the prompt predicts the first of a response, whose own last predicts nothing
+    inputs = [[prompt[-1], *response[:-1]]
+              for prompt, group in zip(prompts, responses, strict=True) for response in group]
+    targets = [torch.tensor(response) for group in responses for response in group]
+    width = max(map(len, inputs))
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in inputs], device=bundle.device)
+    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs],
+                        device=bundle.device)
+    mask = torch.cat([mask, real], dim=1)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden = base.get_decoder()(
+        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+        position_ids=shared_prefix.positions(mask)[:, -width:],
+    )[0]
+    logits = base.get_output_embeddings()(hidden[real.bool()]).float()
+    tokens = -F.cross_entropy(logits, torch.cat(targets).to(bundle.device), reduction="none")
+    return [float(part.sum()) for part in tokens.split([len(t) for t in targets])]
 
 
 @torch.no_grad()

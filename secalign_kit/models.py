@@ -165,13 +165,13 @@ def insecure(bundle: Bundle):
 def merged(bundle: Bundle):
     """Inside, the adapter is added into the weights, which saves its products at every step.
 
-    Does nothing for a 4-bit base, whose weights would be rounded anew, or without an adapter. The
-    weights are put back bit by bit.
+    Does nothing for a 4-bit base, whose weights would be rounded anew, and without an adapter or
+    with it switched off. The weights are put back bit by bit.
     """
-    if bundle.four_bit or not isinstance(bundle.model, PeftModel):
+    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
+    if bundle.four_bit or not layers or any(layer.disable_adapters for layer in layers):
         yield bundle
         return
-    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
     before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     bundle.model.merge_adapter()
     try:

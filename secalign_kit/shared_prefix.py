@@ -5,6 +5,9 @@ with positions `[0, 1, 2, 3, 4, 3]`; the rejected token sees the prompt but not 
 log-probability is what two separate sequences give, for P + C + R tokens in place of 2P + C + R.
 Exact method: Wang and Hegde, arXiv 2410.20305. The LM head sees response positions only.
 
+Where nothing is trained, the prompt can also be read once into a cache (`prefill`), whose copies
+serve any number of continuations: `generation` and `logprobs.score_responses` stand on it.
+
 Limits: the mask is dense, [B, 1, T, T]; above some thousand tokens a block mask would be better.
 The decoder is called directly, so wrappers that hook `forward` (DDP, FSDP) are bypassed.
 """
@@ -14,6 +17,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from transformers import DynamicCache
 
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of prompt, chosen, rejected
 
@@ -56,6 +60,34 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     )[0]
     logits = base.get_output_embeddings()(hidden[batch["row"], batch["source"]])
     return -F.cross_entropy(logits.float(), batch["target"], reduction="none")
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device) -> tuple:
+    """(ids, mask), both [B, T], with the rows at the right."""
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def prefill(model, heads: Sequence[Sequence[int]], copies: Sequence[int], pad: int) -> tuple:
+    """(cache, mask [sum of copies, T]) of B heads, each read once and copied so many times.
+
+    No head may be empty: its row would have nothing to attend to.
+    """
+    ids, mask = left_padded(heads, pad, model.device)
+    cache = DynamicCache()
+    model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache,
+          use_cache=True, logits_to_keep=1)
+    which = torch.arange(len(heads)).repeat_interleave(torch.tensor(copies)).to(model.device)
+    if len(which) != len(heads):
+        cache.batch_select_indices(which)
+    return cache, mask[which]
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Position of each token [B, T] among those that count."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def sum_responses(tokens: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:

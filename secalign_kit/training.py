@@ -7,12 +7,16 @@ TRL's `DPOTrainer` does the training; `SharedPrefixDPOTrainer` changes how a bat
 computed (see `shared_prefix`), not what they are. The reference is the model without its adapter
 (no second model in memory), its log-probs are computed once before training.
 
-Limits: on several processes, or with `shared_prefix: false`, TRL's own forward pass is used.
+Limits: on several processes, with `shared_prefix: false` or the loss "ipo" (Azar et al., arXiv
+2310.12036), TRL's own forward pass is used, and a warning says so.
 """
 
+import hashlib
 import json
+import os
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +24,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -32,6 +38,7 @@ from .models import Bundle
 from .preference import dpo_loss
 from .samples import write_text
 
+LOSSES = {"dpo": "sigmoid", "sft": "sigmoid", "ipo": "ipo"}  # TRL's names for them
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 
 
@@ -137,14 +144,23 @@ class SharedPrefixDPOTrainer(DPOTrainer):
     """TRL's trainer on encoded pairs with reference log-probs, one sequence per pair.
 
     `sft_weight` adds that many times the mean negative log p per chosen token; 0 is the paper's
-    loss.
+    loss. With `preference=False` that mean alone is the loss: supervised fine-tuning on the chosen
+    answers, as StruQ does (arXiv 2402.06363, section 4.5).
     """
 
-    def __init__(self, *args, shared: bool = True, sft_weight: float = 0.0, **kwargs):
+    def __init__(self, *args, shared: bool = True, sft_weight: float = 0.0,
+                 preference: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.precompute_ref_logps = True  # the dataset brings them
-        self.shared = shared and self.accelerator.num_processes == 1
-        self.sft_weight = sft_weight
+        self.shared = (shared and self.accelerator.num_processes == 1
+                       and self.loss_types == ["sigmoid"])
+        self.sft_weight, self.preference = sft_weight, preference
+        if shared and not self.shared:
+            warnings.warn(f"loss {self.loss_types} on {self.accelerator.num_processes} process(es) "
+                          "cannot share prefixes; TRL's own forward pass is used", stacklevel=2)
+        if not self.shared and (sft_weight or not preference):
+            raise ValueError("TRL's own forward pass knows no sft_weight and no loss 'sft'; set "
+                             "shared_prefix to true and use one process")
         if self.shared:
             self.data_collator = self._collate
 
@@ -169,9 +185,9 @@ class SharedPrefixDPOTrainer(DPOTrainer):
         chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
         losses, margins = dpo_loss(chosen, rejected, inputs["ref_chosen_logps"],
                                    inputs["ref_rejected_logps"], self.beta)
-        loss = losses.mean()
-        if self.sft_weight:
-            loss = loss - self.sft_weight * tokens[inputs["rejected"] == 0].mean()
+        loss, sft_weight = (losses.mean(), self.sft_weight) if self.preference else (0.0, 1.0)
+        if sft_weight:
+            loss = loss - sft_weight * tokens[inputs["rejected"] == 0].mean()
         self._note(margins, chosen, rejected)
         return loss
 
@@ -187,12 +203,13 @@ class SharedPrefixDPOTrainer(DPOTrainer):
 class RunLog(TrainerCallback):
     """Per step: loss and margin of the batch, log-probs of a fixed probe set; JSONL and bar."""
 
-    def __init__(self, path: Path, probe, every: int, steps: int, on_record=None):
+    def __init__(self, path: Path, probe, every: int, steps: int, on_record=None,
+                 progress: bool = True):
         self.path, self.probe, self.every, self.on_record = path, probe, every, on_record
         self.records: list[dict] = []
         if path.exists():
             self.records = [json.loads(line) for line in path.read_text().splitlines()]
-        self.bar = tqdm(total=steps, desc="DPO")
+        self.bar = tqdm(total=steps, desc="training", disable=not progress)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.records = [r for r in self.records if r["step"] <= state.global_step]
@@ -226,7 +243,7 @@ class RunLog(TrainerCallback):
 def trainer_arguments(config: RunConfig, folder: Path, device: torch.device) -> DPOConfig:
     """Every TRL default that costs time or changes the method is set here."""
     return DPOConfig(
-        output_dir=str(folder / "checkpoints"), beta=config.beta, loss_type=["sigmoid"],
+        output_dir=str(folder / "checkpoints"), beta=config.beta, loss_type=[LOSSES[config.loss]],
         learning_rate=config.learning_rate, lr_scheduler_type="cosine",
         per_device_train_batch_size=config.batch_size, num_train_epochs=config.epochs,
         max_length=config.max_length, disable_dropout=config.lora_dropout == 0,
@@ -237,13 +254,44 @@ def trainer_arguments(config: RunConfig, folder: Path, device: torch.device) -> 
     )
 
 
-def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset) -> Dataset:
-    """Encoded pairs with the reference's log-probs, the columns TRL's trainer reads."""
+def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool = True,
+            cache: Path | None = None) -> Dataset:
+    """Encoded pairs with the reference's log-probs, the columns TRL's trainer reads.
+
+    `cache` is a file that keeps the log-probs for the same pairs and the same weights.
+    """
     rows = encode_pairs(bundle, dataset, config.max_length)
-    chosen, rejected = score_pairs(bundle, rows, progress="reference log-probs")
+    chosen, rejected = reference_logprobs(bundle, rows, progress, cache)
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
+
+
+def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
+                       cache: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`score_pairs` under the reference, read from `cache` if its content hash is the same."""
+    key = content_hash(bundle, rows) if cache else ""
+    if cache and cache.exists():
+        with safe_open(cache, "pt") as stored:
+            if stored.metadata().get("content") == key:
+                return stored.get_tensor("chosen"), stored.get_tensor("rejected")
+    chosen, rejected = score_pairs(bundle, rows,
+                                   progress="reference log-probs" if progress else "")
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_suffix(".part")
+        save_file({"chosen": chosen, "rejected": rejected}, temporary, {"content": key})
+        os.replace(temporary, cache)
+    return chosen, rejected
+
+
+def content_hash(bundle: Bundle, rows: Sequence[dict]) -> str:
+    """A hash of every weight and every token id that the log-probs depend on."""
+    digest = hashlib.blake2b(json.dumps(list(map(as_pair, rows))).encode(), digest_size=16)
+    for name, parameter in bundle.model.named_parameters():
+        digest.update(f"{name} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path,
@@ -255,7 +303,7 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         processing_class=bundle.tokenizer, callbacks=list(callbacks),
         peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
                                 config.lora_targets),
-        shared=config.shared_prefix, sft_weight=config.sft_weight,
+        shared=config.shared_prefix, sft_weight=config.sft_weight, preference=config.loss == "dpo",
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
@@ -286,18 +334,20 @@ def refuse_other_run(config: RunConfig) -> None:
 
 
 def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | None = None,
-          on_record=None) -> Run:
+          on_record=None, progress: bool = True) -> Run:
     """Trains an adapter on the pairs, or goes on from the folder's last checkpoint.
 
-    `config.output` gets `config.yaml`, `pairs/`, `metrics.jsonl`, `versions.json` and `adapter/`.
-    Raises ValueError if a pair does not fit `max_length`, or if the folder holds another run.
+    `config.output` gets `config.yaml`, `pairs/`, `reference.safetensors`, `metrics.jsonl`,
+    `versions.json` and `adapter/`.
+    `on_record` gets each record of the log as it comes. Raises ValueError if a pair does not fit
+    `max_length`, if the folder holds another run, or if `loss: sft` is asked of TRL's own path.
     """
     began, folder = time.perf_counter(), Path(config.output)
     refuse_other_run(config)
     bundle = bundle or models.load(config.model, four_bit=config.four_bit)
-    rows = prepare(config, bundle, dataset)
-    probe_rows = encode_pairs(bundle, probe, config.max_length)
-    folder.mkdir(parents=True, exist_ok=True)  # after what may refuse the input
+    probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
+    rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
     config.to_yaml(folder / "config.yaml")
     pairs.save_pairs(dataset, folder / "pairs")
     write_json(folder / "versions.json", versions())
@@ -307,7 +357,8 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
         return {"chosen_logprob": chosen.mean().item(), "rejected_logprob": rejected.mean().item()}
 
     steps = config.epochs * -(-len(rows) // config.batch_size)
-    log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record)
+    log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record,
+                 progress)
     trainer = build_trainer(config, bundle, rows, folder, [log])
     checkpoints = folder / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None

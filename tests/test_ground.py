@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["samples", "injections", "pairs", "prompts", "preference", "shared_prefix", "training",
-         "logprobs", "generation", "evaluation", "figures", "report", "demo", "cli"]
+         "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo", "cli"]
 ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,29 @@
+"""`python -m benchmarks [dpo scoring asr]`: the tables, as markdown and JSON in `runs/bench`."""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+warnings.filterwarnings("ignore")
+
+from . import asr, dpo, measuring, scoring  # noqa: E402
+
+PARTS = {"scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"))
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        results = PARTS[part](arguments.rounds)
+        measuring.save(results, arguments.output / part)
+        print(measuring.markdown(results))
+
+
+if __name__ == "__main__":
+    main()

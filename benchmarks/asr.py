@@ -1,0 +1,150 @@
+"""Evaluation of attacks: early verdicts, dropped rows and shared prefixes against plain loops.
+
+The official test of the method decodes one prompt at a time, up to 512 tokens, and looks at the
+text afterwards; that loop is written here anew, with the adapter apart from the weights as there.
+"""
+
+import torch
+
+from secalign_kit import evaluation, injections, models, prompts
+from secalign_kit.evaluation import Item
+from secalign_kit.models import Bundle
+from secalign_kit.samples import Sample, shipped_samples
+
+from .measuring import Result, compare, take_turns, timed
+
+
+def secure_bundle() -> Bundle:
+    return models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+
+
+def items_of(bundle: Bundle, attacks, n: int, statements: int = 0) -> list[Item]:
+    """Clean and attacked items of `n` samples; `statements` sentences make their data longer."""
+    hosts = [s for s in shipped_samples("heldout") if s.data][:n]
+    hosts = [Sample(s.instruction, " ".join([s.data] + ["The weather is nice today."] * statements),
+                    s.answer, s.family, s.id) for s in hosts]
+    found = evaluation.clean_items(hosts) if "none" in attacks else []
+    for attack in attacks:
+        if attack != "none":
+            found += evaluation.attacked_items(hosts, attack, injections.WITNESS["heldout"], bundle)
+    return found
+
+
+@torch.inference_mode()
+def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int) -> list[str]:
+    """Responses by transformers' `generate`, in the order of the items."""
+    tokenizer, form = bundle.tokenizer, bundle.format
+    end, pad = tokenizer.convert_tokens_to_ids(form.end), tokenizer.pad_token_id
+    rows = [list(prompts.encode(tokenizer, form, i.instruction, i.data).ids) for i in items]
+    texts = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+        out = bundle.model.generate(input_ids=ids, attention_mask=mask, do_sample=False,
+                                    max_new_tokens=longest, pad_token_id=pad, eos_token_id=end)
+        texts += tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def merged(bundle: Bundle, items: list[Item], **options) -> list[dict]:
+    with models.merged(bundle):
+        return evaluation.evaluate(bundle, items, **options)
+
+
+def begins_with(rounds: int, n: int = 100) -> list[Result]:
+    """Insecure and secure model, attacked: early verdicts against the one-by-one loop."""
+    bundle, results = secure_bundle(), []
+    items = items_of(bundle, ("ignore",), n)
+    for state in ("secure", "insecure"):
+        found = {}
+
+        def ours(number: int, state=state, found=found) -> float:
+            spent, records = timed(lambda: within(bundle, state, lambda: merged(
+                bundle, items, verdict_only=True)))
+            found["ours"] = [record["obeyed"] for record in records]
+            return spent
+
+        def loop(number: int, state=state, found=found) -> float:
+            spent, texts = timed(lambda: within(bundle, state, lambda: decode(
+                bundle, items, 1, 512)))
+            found["loop"] = [evaluation.obeyed(t, i.witness)
+                             for t, i in zip(texts, items, strict=True)]
+            return spent
+
+        seconds = take_turns({"ours": ours, "one by one, to 512 tokens": loop}, rounds,
+                             f"begins with, {state}")
+        differ = sum(a != b for a, b in zip(found["ours"], found["loop"], strict=True))
+        results.append(compare(seconds, "one by one, to 512 tokens",
+                               f"ASR, begins with, {state} model", n, "samples/s",
+                               f"{differ} of {n} verdicts differ", goal=20))
+    return results
+
+
+def within(bundle: Bundle, state: str, function):
+    """Runs the function on the bundle as it is, or with its adapter off."""
+    if state == "secure":
+        return function()
+    with models.insecure(bundle):
+        return function()
+
+
+def full_texts(rounds: int, n: int = 300) -> Result:
+    bundle = secure_bundle()
+    items = items_of(bundle, ("ignore",), n)
+    found = {}
+
+    def ours(number: int) -> float:
+        spent, records = timed(lambda: merged(bundle, items, max_new_tokens=96))
+        found["ours"] = [record["response"] for record in records]
+        return spent
+
+    def batched(number: int) -> float:
+        spent, found["batched"] = timed(lambda: decode(bundle, items, 128, 96))
+        return spent
+
+    seconds = take_turns({"ours": ours, "batched generate": batched}, rounds, "full texts")
+    alone = decode(bundle, items, 1, 96)
+    differ = {name: sum(a != b for a, b in zip(texts, alone, strict=True))
+              for name, texts in found.items()}
+    return compare(seconds, "batched generate", "ASR evaluation, full texts", n, "samples/s",
+                   f"texts unlike one by one: ours {differ['ours']}, batched {differ['batched']} "
+                   f"of {n}", goal=1.5)
+
+
+def six_attacks(rounds: int, n: int = 100, statements: int = 0) -> Result:
+    """One evaluation that shares what the attacks on a sample share, and one for each attack."""
+    bundle = secure_bundle()
+    attacks = (*evaluation.ATTACKS, "none")
+    items = items_of(bundle, attacks, n, statements)
+    apart = [[item for item in items if item.attack == attack] for attack in attacks]
+    length = sum(len(prompts.encode(bundle.tokenizer, bundle.format, i.instruction, i.data))
+                 for i in apart[-1]) / n
+    found = {}
+
+    def ours(number: int) -> float:
+        spent, records = timed(lambda: merged(bundle, items, verdict_only=True))
+        found["ours"] = {(r["id"], r["attack"]): r["obeyed"] for r in records}
+        return spent
+
+    def separate(number: int) -> float:
+        def all_of_them():
+            texts = [decode(bundle, part, 128, 48) for part in apart]
+            return [(item, text) for part, answers in zip(apart, texts, strict=True)
+                    for item, text in zip(part, answers, strict=True)]
+
+        spent, pairs = timed(all_of_them)
+        found["separate"] = {(i.id, i.attack): evaluation.obeyed(t, i.witness) for i, t in pairs}
+        return spent
+
+    seconds = take_turns({"ours": ours, "six evaluations": separate}, rounds, "six attacks")
+    differ = sum(found["ours"][key] != verdict for key, verdict in found["separate"].items())
+    return compare(seconds, "six evaluations",
+                   f"six attacks on the same samples, prompts of about {length:.0f} tokens",
+                   len(items), "samples/s", f"{differ} of {len(items)} verdicts differ", goal=2)
+
+
+def asr(rounds: int) -> list[Result]:
+    return [*begins_with(rounds), full_texts(rounds), six_attacks(rounds),
+            six_attacks(rounds, n=50, statements=20)]
