@@ -10,7 +10,12 @@ import json
 from pathlib import Path
 
 CELL = '''
-import glob, importlib.util, os, sys, warnings
+import glob
+import importlib.util
+import os
+import sys
+import warnings
+
 ADDRESS = ""  # what pip installs on Colab; written by notebooks/setup_cell.py
 if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"):
     kit = ADDRESS or next(iter(sorted(glob.glob("secalign_kit-*.whl"))), None)

@@ -90,7 +90,9 @@ def without_widgets(notebook: dict) -> dict:
 
 # --- HTML, all of it escaped ----------------------------------------------------------------------
 
-_BOX = f"background:{PAPER};color:{INK};padding:.5em .8em;border:1px solid {INK};border-radius:6px"
+_BOX = (f"background:{PAPER};color:{INK};padding:.5em .8em;border:1px solid {INK};"
+        "border-radius:6px;margin:.3em 0;overflow-x:auto")
+_ROW = f'<tr style="background:{PAPER}">'  # or a dark theme would stripe it
 _TEXT = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 _ROLE = {
     "delimiter": f"color:{INK};font-weight:bold",
@@ -118,10 +120,14 @@ def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str 
     lines = []
     for first, *rest in rows:
         cells = "".join(f'<td style="{cell};{_TEXT}">{escape(text)}</td>' for text in rest)
-        lines.append(f'<tr><th scope="row" style="{cell}">{escape(first)}</th>{cells}</tr>')
-    return (f'<table style="{_BOX};border-collapse:separate">'
-            f'<caption style="text-align:left">{escape(caption)}</caption>'
-            f"<thead><tr>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+        lines.append(f'{_ROW}<th scope="row" style="{cell}">{escape(first)}</th>{cells}</tr>')
+    return _boxed(f"<thead>{_ROW}{columns}</tr></thead><tbody>{''.join(lines)}</tbody>", caption)
+
+
+def _boxed(content: str, caption: str) -> str:
+    return (f'<div style="{_BOX}"><table style="border-spacing:.4em .1em;border-collapse:separate">'
+            f'<caption style="text-align:left;color:{INK}">{escape(caption)}</caption>'
+            f"{content}</table></div>")
 
 
 def message_html(text: str) -> str:
@@ -131,15 +137,14 @@ def message_html(text: str) -> str:
 
 def meters_html(rows: Iterable[tuple[str, float, str]], caption: str) -> str:
     """(name, share in [0, 1], words) as labelled bars; the words carry the number."""
-    lines = []
+    cell, lines = f"text-align:left;color:{INK}", []
     for name, share, words in rows:
         width = 100 * min(1.0, max(0.0, share))
         bar = (f'<div aria-hidden="true" style="width:12em;height:.8em;border:1px solid {INK}">'
                f'<div style="width:{width:.1f}%;height:100%;background:{INK}"></div></div>')
-        lines.append(f'<tr><th scope="row" style="text-align:left;color:{INK}">{escape(name)}</th>'
-                     f'<td>{bar}</td><td style="color:{INK}">{escape(words)}</td></tr>')
-    return (f'<table style="{_BOX};border-spacing:.6em .2em;border-collapse:separate">'
-            f'<caption style="text-align:left">{escape(caption)}</caption>{"".join(lines)}</table>')
+        lines.append(f'{_ROW}<th scope="row" style="{cell}">{escape(name)}</th>'
+                     f'<td style="{cell}">{bar}</td><td style="{cell}">{escape(words)}</td></tr>')
+    return _boxed(f"<tbody>{''.join(lines)}</tbody>", caption)
 
 
 def tokens_html(tokens: pd.DataFrame, selected: int = -1) -> str:
@@ -174,7 +179,9 @@ def _marked(token: str) -> str:
 
 
 def _number(value: float, form: str = ".2f") -> str:
-    return format(value, form).replace("-", "\u2212")
+    text = format(value, form)
+    text = text if text.strip("+-.0") else text.replace("-", "")  # no minus before a rounded zero
+    return text.replace("-", "\u2212")
 
 
 def _arrow(change: float) -> str:
