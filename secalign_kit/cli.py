@@ -53,19 +53,43 @@ def train(arguments) -> None:
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
 
 
+def _attacks(text: str) -> list:
+    """Names, "all", or a JSON file of templates, separated by commas."""
+    from . import evaluation, injections
+
+    found: list = []
+    for name in text.split(","):
+        if name == "all":
+            found += injections.ATTACKS
+        elif name == "five":
+            found += evaluation.ATTACKS
+        elif name.endswith(".json"):
+            found += injections.load_attacks(name).items()
+        else:
+            found.append(name)
+    return found
+
+
 def evaluate(arguments) -> None:
-    from . import demo, evaluation, models
+    from . import defenses, demo, evaluation, models
 
     bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
                          format=arguments.format)
-    items = demo.test_items(bundle, arguments.split, arguments.n, arguments.position)
-    records = evaluation.evaluate(bundle, items, frontend=not arguments.no_frontend,
-                                  progress="evaluation")
-    if arguments.records:
-        evaluation.save_records(records, Path(arguments.records))
-    for name, value in demo.flatten(evaluation.summarize(records)):
-        print(f"{name:40} {value}")
+    items = demo.test_items(bundle, arguments.split, arguments.n, arguments.position,
+                            _attacks(arguments.attacks))
+    items = evaluation.shard(items, arguments.shard)
+    wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
+    names = wanted.split(",")
+    for name in names:
+        options = dict(defense=name, frontend=not arguments.no_frontend,
+                       progress=f"evaluation, defense {name}")
+        records = (evaluation.evaluate_file(bundle, items, Path(arguments.records), **options)
+                   if arguments.records else evaluation.evaluate(bundle, items, **options))
+        if len(names) > 1:
+            print(f"\ndefense: {name}")
+        for key, value in demo.flatten(evaluation.summarize(records)):
+            print(f"{key:40} {value}")
 
 
 def pairs(arguments) -> None:
@@ -122,8 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", help="prompt format, needed for a Hub id or a folder")
     sub.add_argument("--split", default="heldout", choices=("validation", "heldout"))
     sub.add_argument("--n", type=int, help="attacked samples")
-    sub.add_argument("--position", default="end", choices=("end", "start", "random"))
-    sub.add_argument("--records", help="write one JSON line per item here")
+    sub.add_argument("--position", default="end", choices=("end", "start", "middle", "random"))
+    sub.add_argument("--attacks", default="five", metavar="NAMES",
+                     help="five (default), all, names, or a JSON file of templates; with commas")
+    sub.add_argument("--defenses", default="none", metavar="NAMES",
+                     help="all, or names of prompting defenses with commas")
+    sub.add_argument("--shard", default="1/1", help="k/n: every n-th sample only")
+    sub.add_argument("--records", help="one JSON line per item; a killed evaluation goes on there")
     sub.add_argument("--no-four-bit", action="store_true")
     sub.add_argument("--no-frontend", action="store_true", help="no filter: delimiters are real")
     sub = command(pairs, "make preference pairs from an Alpaca-shaped file")

@@ -57,12 +57,15 @@ def diagram_item() -> Item:
 
 
 def test_items(bundle: Bundle, split: str = "heldout", n: int | None = None,
-               position: str = "end") -> list[Item]:
-    """Clean, retention and attacked items of a split; `n` samples with data are attacked."""
+               position: str = "end", attacks=evaluation.ATTACKS) -> list[Item]:
+    """Clean, retention and attacked items of a split; `n` samples with data are attacked.
+
+    `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks`.
+    """
     samples, witness = shipped_samples(split), injections.WITNESS[split]
     with_data = [s for s in samples if s.data][:n]
     items = evaluation.clean_items(samples) + evaluation.retention_items(samples, witness)
-    for attack in evaluation.ATTACKS:
+    for attack in attacks:
         items += evaluation.attacked_items(with_data, attack, witness, bundle, split=split,
                                            position=position)
     return items

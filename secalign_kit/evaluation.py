@@ -7,9 +7,11 @@ An attack succeeds if the response *begins with* the witness (SecAlign, section 
 case alike. `right` asks for the exact answer. Greedy decoding; rates come with Wilson intervals.
 """
 
+import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,17 +74,19 @@ def retention_items(samples: Iterable[Sample], witness: Sample) -> list[Item]:
     ]
 
 
-def attacked_items(samples: Iterable[Sample], attack: str, witness: Sample, bundle: Bundle,
-                   seed: int = 0, split: str = "heldout", position: str = "end") -> list[Item]:
+def attacked_items(samples: Iterable[Sample], attack: str | tuple[str, injections.Attack],
+                   witness: Sample, bundle: Bundle, seed: int = 0, split: str = "heldout",
+                   position: str = "end") -> list[Item]:
     """Every sample with data, attacked by the witness request with the split's own phrases."""
-    rng = random.Random(f"{attack}-{seed}")
+    name = attack if isinstance(attack, str) else attack[0]
+    rng = random.Random(f"{name}-{seed}")
     form, items = bundle.format, []
     for s in samples:
         if not s.data:
             continue
         hit = injections.inject(s, witness, attack, rng=rng, split=split, position=position,
                                 delimiters=form.delimiters)
-        items.append(Item(s.id, attack, s.instruction, hit.data, s.answer, witness.answer,
+        items.append(Item(s.id, name, s.instruction, hit.data, s.answer, witness.answer,
                           s.family, hit.start, hit.end))
     return items
 
@@ -139,6 +143,65 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
                         "defense": defense, "obeyed": obeyed(response, item.witness),
                         "right": None if verdict_only and item.witness else right})
     return records
+
+
+def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: str = "none",
+                  chunk: int = 512, **options) -> list[dict]:
+    """`evaluate`, with every chunk of items appended to a JSONL file; a killed run goes on there.
+
+    Items whose record the file already holds (same prompt, judge and settings) are not asked again.
+    Returns the records of these items in order. Raises ValueError for a line that is no record.
+    """
+    matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
+    settings = json.dumps([bundle.name, bundle.adapter, bundle.four_bit, defense, matters],
+                          sort_keys=True)
+    known = {record["key"]: record for record in read_records(path)} if path.exists() else {}
+    keys = [_key(item, settings) for item in items]
+    open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(open_), chunk):
+        part = open_[start : start + chunk]
+        fresh = evaluate(bundle, [item for _, item in part], defense=defense, **options)
+        records = [{"key": key, **record} for (key, _), record in zip(part, fresh, strict=True)]
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        known |= {record["key"]: record for record in records}
+    return [known[key] for key in keys]
+
+
+def _key(item: Item, settings: str) -> str:
+    text = json.dumps([settings, asdict(item)], sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a JSONL file; a last line cut off by a kill is dropped from the file.
+
+    Raises ValueError naming any other line that is no record.
+    """
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(path, whole)
+    records = []
+    for number, line in enumerate(whole.split("\n")[:-1], 1):
+        try:
+            records.append(json.loads(line))
+            records[-1]["attack"], records[-1]["obeyed"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number} is no record of an evaluation; "
+                             "choose another file or remove the line") from None
+    return records
+
+
+def shard(items: Sequence[Item], text: str) -> list[Item]:
+    """Shard "k/n" (k from 1): every n-th sample with all its attacks. Raises ValueError."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    k, n = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= k <= n:
+        raise ValueError(f"shard {text!r} is no share; write 1/4 for the first of four")
+    ids = {name: number for number, name in enumerate(dict.fromkeys(i.id for i in items))}
+    return [item for item in items if ids[item.id] % n == k - 1]
 
 
 def _rate_of(records: list[dict], key: str) -> Rate:

@@ -438,7 +438,7 @@ def token_lens(bundle: Bundle) -> View:
         instruction=_field("instruction", item.instruction), data=_field("data", item.data),
         chosen=_field("chosen", item.expected), rejected=_field("rejected", item.witness),
         response=_wide(ipywidgets.Dropdown, "response", options=["chosen", "rejected"]),
-        token=_wide(ipywidgets.IntSlider, "token", max=0), tokens=ipywidgets.HTML(),
+        token=_wide(ipywidgets.IntSlider, "token", max=1), tokens=ipywidgets.HTML(),
         detail=ipywidgets.HTML(), **_common(),
     )
     fields = (parts.instruction, parts.data, parts.chosen, parts.rejected)
@@ -459,7 +459,7 @@ def token_lens(bundle: Bundle) -> View:
         if state["table"] is None:
             return
         rows = state["table"][state["table"]["response"] == parts.response.value]
-        parts.token.max = len(rows) - 1
+        parts.token.max = max(1, len(rows) - 1)  # a slider from 0 to 0 is an error in the browser
         chosen = min(parts.token.value, len(rows) - 1)
         parts.tokens.value = tokens_html(rows, chosen)
         parts.detail.value = message_html(token_words(next(rows[chosen:].itertuples())))
@@ -806,7 +806,7 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
     Parts: step (slider), image, words, message, progress.
     """
     parts = SimpleNamespace(
-        step=_wide(ipywidgets.SelectionSlider, "step", options=[("none", -1)],
+        step=_wide(ipywidgets.SelectionSlider, "step", options=[("none", -1), ("yet", -2)],
                    continuous_update=False),
         image=ipywidgets.Image(format="png", layout={"max_width": "100%"}),
         words=ipywidgets.HTML(), **_common(),
@@ -825,8 +825,8 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
     with _answering(parts):
         rows += read_metrics(metrics) if isinstance(metrics, str | Path) else metrics
         steps = recorded(rows)
-        if not steps:
-            raise ValueError("The log holds no step with both log-probs; set probe_every.")
+        if len(steps) < 2:  # and a slider of one step is an error in the browser
+            raise ValueError("The log holds fewer than two steps with log-probs; set probe_every.")
         parts.step.options = [(str(rows[index]["step"]), index) for index in steps]
         parts.step.value = steps[-1]
         show()

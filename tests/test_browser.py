@@ -130,8 +130,8 @@ def open_explorer(page, kind: str, address: str) -> None:
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=START * 1000)
         page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for(
             timeout=START * 1000)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
+        page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
     page.locator(".secalign-training-replay").wait_for(timeout=RUN * 1000)
 
 

@@ -87,3 +87,41 @@ def test_evaluate_returns_one_record_per_item(toy):
     assert [r["id"] for r in records] == ["a", "b"]
     assert records[0]["right"] and not records[0]["obeyed"]
     assert records[1]["obeyed"] and not records[1]["right"]
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(toy, tmp_path, monkeypatch):
+    from secalign_kit import samples
+
+    items = evaluation.clean_items(samples.shipped_samples("validation")[:10])
+    path = tmp_path / "records.jsonl"
+    evaluation.evaluate_file(toy, items[:6], path, chunk=4)
+    path.write_text(path.read_text()[:-20])  # killed while it wrote a line
+    asked = []
+    evaluate = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda bundle, part, **options: (
+        asked.extend(part), evaluate(bundle, part, **options))[1])
+    records = evaluation.evaluate_file(toy, items, path)
+    assert [item.id for item in asked] == [item.id for item in items[5:]]
+    assert [record["id"] for record in records] == [item.id for item in items]
+    assert len(path.read_text().splitlines()) == 10
+    asked.clear()
+    evaluation.evaluate_file(toy, items, path, defense="sandwich")
+    assert len(asked) == 10  # another setting is another question
+
+
+def test_a_line_that_is_no_record_is_refused(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"attack": "none", "obeyed": false}\n[]\n')
+    with pytest.raises(ValueError, match="line 2 is no record"):
+        evaluation.read_records(path)
+
+
+def test_shards_part_the_samples_and_keep_the_attacks_of_one_together():
+    items = [Item(str(k), attack, "a", "b", "c") for attack in ("x", "y") for k in range(7)]
+    parts = [evaluation.shard(items, f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(sum(parts, []), key=items.index) == items
+    ids = [{item.id for item in part} for part in parts]
+    assert not ids[0] & ids[1] and not ids[1] & ids[2] and not ids[0] & ids[2]
+    for wrong in ("4/3", "0/2", "a"):
+        with pytest.raises(ValueError, match="is no share"):
+            evaluation.shard(items, wrong)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from secalign_kit import demo, logprobs
+from secalign_kit import demo, logprobs, training
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
 
@@ -30,3 +30,23 @@ def test_the_diagram_in_numbers_the_preference_turns(secured):
     chosen, rejected = sums.loc["chosen"], sums.loc["rejected"]
     assert rejected["before"] > chosen["before"] and chosen["after"] > rejected["after"]
     assert chosen["after"] > chosen["before"] and rejected["after"] < rejected["before"]
+
+
+def test_scores_from_the_prompts_cache_are_those_of_whole_sequences(toy, tiny_config):
+    rows = training.encode_pairs(toy, demo.probe_pairs(tiny_config, "validation", 9), 512)
+    prompts = [row["prompt_ids"] for row in rows]
+    responses = [[row["chosen_ids"], row["rejected_ids"], row["chosen_ids"]] for row in rows]
+    responses[4] = responses[4][:1]
+    scores = logprobs.score_responses(toy, prompts, responses, batch_size=4)
+    chosen, rejected = training.score_pairs(toy, rows)
+    for k, found in enumerate(scores):
+        wanted = [chosen[k], rejected[k], chosen[k]][: len(found)]
+        assert found == pytest.approx([float(x) for x in wanted], abs=1e-3)
+    assert [len(found) for found in scores] == [3, 3, 3, 3, 1, 3, 3, 3, 3]
+
+
+def test_scoring_refuses_what_it_cannot_score(toy):
+    with pytest.raises(ValueError, match="fewer than two tokens"):
+        logprobs.score_responses(toy, [[5]], [[[6]]])
+    with pytest.raises(ValueError, match="no tokens"):
+        logprobs.score_responses(toy, [[5, 6]], [[[]]])

@@ -61,3 +61,25 @@ def test_lora_gets_gradients_in_4_bit_also_after_an_evaluation():
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert trainable and all(p.grad is not None for p in trainable.values())
     assert all(p.grad.abs().sum() > 0 for n, p in trainable.items() if "lora_B" in n)
+
+
+def test_merging_keeps_the_answers_and_gives_the_weights_back_bit_by_bit():
+    bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+    before = {n: p.clone() for n, p in bundle.model.named_parameters()}
+    apart = logits(bundle)
+    with models.merged(bundle):
+        assert torch.allclose(logits(bundle), apart, atol=1e-4)
+        changed = [n for n, p in bundle.model.named_parameters() if not torch.equal(p, before[n])]
+        assert changed
+    assert all(torch.equal(p, before[n]) for n, p in bundle.model.named_parameters())
+    assert torch.equal(logits(bundle), apart)
+
+
+def test_nothing_is_merged_into_4_bit_weights_or_while_the_adapter_is_off(secured):
+    with models.merged(secured):
+        assert not any(getattr(m, "merged", False) for m in secured.model.modules())
+    bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+    with models.insecure(bundle):
+        insecure = logits(bundle)
+        with models.merged(bundle):
+            assert torch.equal(logits(bundle), insecure)

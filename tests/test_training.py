@@ -103,3 +103,51 @@ def test_length_buckets_give_every_index_once_and_change_with_the_epoch():
     sampler.set_epoch(1)
     second = list(sampler)
     assert sorted(first) == sorted(second) == list(range(103)) and first != second
+
+
+def test_reference_log_probs_are_kept_by_content(tiny_config, tmp_path, monkeypatch):
+    bundle = models.load("toy", four_bit=False)
+    cache = tmp_path / "reference.safetensors"
+    pairs = demo.training_pairs(tiny_config)
+    first = training.prepare(tiny_config, bundle, pairs, False, cache)
+    monkeypatch.setattr(training, "score_pairs", None)  # a second pass would fail
+    again = training.prepare(tiny_config, bundle, pairs, False, cache)
+    assert first["ref_chosen_logps"] == again["ref_chosen_logps"]
+    monkeypatch.undo()
+    with torch.no_grad():
+        bundle.model.lm_head.weight.add_(0.01 * torch.ones_like(bundle.model.lm_head.weight[:1]))
+        bundle.model.lm_head.weight[7] += 1
+    other = training.prepare(tiny_config, bundle, pairs, False, cache)
+    assert first["ref_chosen_logps"] != other["ref_chosen_logps"]
+
+
+def test_supervised_loss_is_the_mean_of_the_chosen_tokens(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, four_bit=False, loss="sft")
+    bundle = models.load("toy", four_bit=False)
+    rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+    trainer = training.build_trainer(config, bundle, rows, tmp_path)
+    batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
+    tokens = sum(len(rows[i]["chosen_ids"]) for i in range(8))
+    wanted = -sum(rows[i]["ref_chosen_logps"] for i in range(8)) / tokens
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_loss_that_cannot_share_says_so_and_uses_trls_own_path(tiny_config, tmp_path):
+    bundle = models.load("toy", four_bit=False)
+    config = dataclasses.replace(tiny_config, four_bit=False, loss="ipo")
+    rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+    with pytest.warns(UserWarning, match="TRL's own forward pass"):
+        trainer = training.build_trainer(config, bundle, rows, tmp_path)
+    batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
+    # before training the margin is 0, and IPO asks for 1 / (2 beta): its loss is that, squared
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == pytest.approx((1 / (2 * config.beta)) ** 2, rel=1e-3)
+
+
+def test_trls_own_path_refuses_what_it_does_not_know(tiny_config, tmp_path):
+    bundle = models.load("toy", four_bit=False)
+    config = dataclasses.replace(tiny_config, four_bit=False, loss="sft", shared_prefix=False)
+    rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+    with pytest.raises(ValueError, match="no sft_weight"):
+        training.build_trainer(config, bundle, rows, tmp_path)

@@ -255,6 +255,15 @@ def test_committed_notebooks_keep_the_twin_only(quick):
     assert set(kept["cells"][1]["outputs"][0]["data"]) == {"text/plain", "image/png"}
 
 
+def test_a_long_measurement_goes_through_a_bar_that_is_removed():
+    def measure(first, last, progress):
+        return [step + 1 for step in progress(range(first, last))]
+
+    assert widgets.with_progress(measure, 0, last=3) == [1, 2, 3]
+    with pytest.raises(ValueError, match="at least one"):
+        widgets.with_progress(widgets.measure_strengths, None, n=0)
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_typed_into_the_playground_stays_text(quick, text):
     view = widgets.playground(quick)
@@ -295,6 +304,7 @@ def test_the_lens_follows_slider_and_response(quick):
     parts.response.value = "rejected"
     assert parts.tokens.value.count("tabindex") == 2
     parts.chosen.value = ""
+    assert len({parts.token.min, parts.token.max}) == 2
     assert "chosen is empty" in parts.message.value and parts.tokens.value == ""
 
 
@@ -325,7 +335,7 @@ def test_the_replay_slides_through_recorded_steps_only():
 
 
 @pytest.mark.parametrize(("source", "sentence"), [
-    ([], "no step"), ([{"step": 1, "loss": 0.7}], "no step"), ("nowhere/metrics.jsonl", "no log"),
+    ([], "fewer than two"), (METRICS[:2], "fewer than two"), ("nowhere/metrics.jsonl", "no log"),
 ])
 def test_a_replay_without_data_says_so(source, sentence):
     view = widgets.training_replay(source)
