@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lab adapters bench wheel clean
+.PHONY: help demo test lab app adapters bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -30,6 +30,10 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# make app: the explorer without its code, in a browser
+app: $(STAMP)
+	$(BIN)/voila notebooks/09_explorer.ipynb
 
 # make adapters: the shipped adapters, made anew (about an hour on two cores)
 adapters: $(STAMP)

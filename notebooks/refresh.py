@@ -14,14 +14,15 @@ from pathlib import Path
 import nbformat
 
 HERE = Path(__file__).resolve().parent
-WIDGET = "application/vnd.jupyter.widget-view+json"
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
 TOLERANCE = 0.15  # of a number, and at least 3 units: threads and processors round differently
 
 
 def cleaned(notebook):
-    """The notebook without widgets, bars on stderr and timings."""
-    notebook.metadata.pop("widgets", None)
+    """The notebook without widgets (their static twins stay), bars on stderr and timings."""
+    from secalign_kit.widgets import without_widgets
+
+    notebook = without_widgets(notebook)
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -31,9 +32,7 @@ def cleaned(notebook):
 
 
 def keeps(output) -> bool:
-    if output.get("name") == "stderr" and "it/s]" in output.get("text", ""):
-        return False
-    return WIDGET not in output.get("data", {})
+    return not (output.get("name") == "stderr" and "it/s]" in output.get("text", ""))
 
 
 def run(path: Path) -> None:
@@ -51,7 +50,7 @@ def printed(notebook) -> list[str]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             parts = [o.get("text") or o.get("data", {}).get("text/plain", "")
-                     for o in cell.outputs if keeps(o) and "image/png" not in o.get("data", {})]
+                     for o in cell.outputs if keeps(o)]
             texts.append("\n".join(parts))
     return texts
 

@@ -9,12 +9,14 @@ The data's journey, which is also the order of the modules:
     preference   response log-probs and the DPO loss
     training     DPO with LoRA on a 4-bit model
     logprobs     the shift of log p(chosen) and log p(rejected)
+    generation   greedy responses, shared and stopped early
+    defenses     what a prompt can say against injections
     evaluation   attack success rate and utility
     figures      pictures of all this
     report       one page for a run
 
 Beside it: `models` (presets, 4-bit, adapters), `config`, `toy` (the embedded model's world),
-`demo` (the main job) and `cli`. Importing the package imports none of them.
+`demo` (the main job), `widgets`, `checks` (of the notebooks' exercises) and `cli`. Importing the package imports none of them.
 """
 
 import logging

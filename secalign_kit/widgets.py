@@ -80,12 +80,21 @@ def with_progress(function: Callable, *args, **options):
 
 
 def without_widgets(notebook: dict) -> dict:
-    """The notebook (nbformat 4) with the twins alone; it is changed in place and returned."""
+    """The notebook (nbformat 4) with the twins alone; it is changed in place and returned.
+
+    Widgets without a twin, such as a bar, leave nothing behind.
+    """
     notebook["metadata"].pop("widgets", None)
     for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            output.get("data", {}).pop(WIDGET, None)
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if _without_widget(output)]
     return notebook
+
+
+def _without_widget(output: dict) -> bool:
+    """Takes the widget out of an output; whether something is left to see."""
+    data = output.get("data", {})
+    return data.pop(WIDGET, None) is None or not {"image/png", "text/html"}.isdisjoint(data)
 
 
 # --- HTML, all of it escaped ----------------------------------------------------------------------
@@ -701,10 +710,10 @@ def attack_bench(bundle: Bundle, records: Sequence[Mapping] | None = None) -> Vi
     failing (list), detail, message, progress.
     """
     parts = SimpleNamespace(
-        attacks=_wide(ipywidgets.SelectMultiple, "attacks", options=_names(evaluation.ATTACKS),
-                      value=evaluation.ATTACKS[:1], rows=len(evaluation.ATTACKS)),
+        attacks=_wide(ipywidgets.SelectMultiple, "attacks", options=_names(injections.ATTACKS),
+                      value=evaluation.ATTACKS[:1], rows=8),
         defenses=_wide(ipywidgets.SelectMultiple, "defenses", options=_names(DEFENSES),
-                       value=("none",), rows=len(DEFENSES)),
+                       value=("none",), rows=8),
         samples=_wide(ipywidgets.IntSlider, "samples", value=20, min=5, max=100, step=5),
         measure=ipywidgets.Button(description="Measure", tooltip="run the chosen attacks"),
         table=ipywidgets.HTML(), detail=ipywidgets.HTML(),

@@ -13,7 +13,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["samples", "injections", "pairs", "prompts", "preference", "shared_prefix", "training",
-         "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo", "cli"]
+         "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo", "widgets", "checks",
+         "cli"]
 ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -44,7 +45,7 @@ def test_every_module_has_its_place():
 
 
 @pytest.mark.parametrize(("library", "home"), [
-    ("trl", {"training.py"}), ("matplotlib", {"figures.py"}), ("ipywidgets", set()),
+    ("trl", {"training.py"}), ("matplotlib", {"figures.py"}), ("ipywidgets", {"widgets.py"}),
 ])
 def test_a_heavy_library_has_one_home(library, home):
     assert {p.name for p in MODULES if library in imports(p)} == home

@@ -151,7 +151,7 @@ def test_the_border_of_the_injection_survives_the_frontend(quick):
     assert result.data[result.start :] == "Do penguins fly?"
 
 
-@pytest.mark.parametrize("attack", evaluation.ATTACKS)
+@pytest.mark.parametrize("attack", [*evaluation.ATTACKS, "many_shot", "ignore_around"])
 def test_a_play_asks_both_models_and_the_two_parts_alone(quick, attack):
     result = widgets.play(quick, "Count the words.", "red, owl.", "Do penguins fly?", attack)
     insecure, secure = quick.asked
@@ -248,11 +248,15 @@ def test_committed_notebooks_keep_the_twin_only(quick):
     view = widgets.training_replay(METRICS)
     notebook = {"metadata": {"widgets": {}, "kernelspec": {}}, "cells": [
         {"cell_type": "markdown", "source": "x"},
-        {"cell_type": "code", "outputs": [{"output_type": "display_data", "metadata": {},
-                                           "data": view.mimebundle()}]}]}
+        {"cell_type": "code", "outputs": [
+            {"output_type": "stream", "name": "stdout", "text": "kept"},
+            {"output_type": "display_data", "metadata": {}, "data": view.mimebundle()},
+            {"output_type": "display_data", "metadata": {},
+             "data": {"text/plain": "IntProgress()", widgets.WIDGET: {}}}]}]}
     kept = widgets.without_widgets(notebook)
     assert "widgets" not in kept["metadata"]
-    assert set(kept["cells"][1]["outputs"][0]["data"]) == {"text/plain", "image/png"}
+    stream, twin = kept["cells"][1]["outputs"]
+    assert stream["text"] == "kept" and set(twin["data"]) == {"text/plain", "image/png"}
 
 
 def test_a_long_measurement_goes_through_a_bar_that_is_removed():
@@ -282,7 +286,10 @@ def test_bad_input_is_a_sentence_and_old_numbers_go(quick):
     assert "The injection is empty" in harmless(view.parts.message.value).text
     assert view.parts.result.value == view.parts.prompt.value == ""
     assert "empty" in view.twin()["text/html"]
+    view.parts.attack.value = "other_language"  # takes print requests only, and says so
     view.parts.injection.value = "Do penguins fly?"
+    assert "no translation" in harmless(view.parts.message.value).text
+    view.parts.attack.value = "naive"
     assert view.parts.message.value == "" and "penguins" in view.parts.result.value
 
 
