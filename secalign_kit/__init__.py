@@ -16,7 +16,8 @@ The data's journey, which is also the order of the modules:
     report       one page for a run
 
 Beside it: `models` (presets, 4-bit, adapters), `config`, `toy` (the embedded model's world),
-`demo` (the main job), `widgets`, `checks` (of the notebooks' exercises) and `cli`. Importing the package imports none of them.
+`demo` (the main job), `widgets`, `checks` (of the notebooks' exercises) and `cli`. Importing the
+package imports none of them.
 """
 
 import logging

@@ -40,6 +40,14 @@ HATCH = {"insecure": "///", "secure": "..."}
 MARKER = {"chosen": "o", "rejected": "s", "insecure": "^", "secure": "D"}
 LINE = {"chosen": "-", "rejected": "--"}
 INK, PAPER, FAINT = "#1A1A1A", "#FFFFFF", "#D9D9D9"
+STYLE = (  # runs beside each other, in colours that have no other meaning: colour, line, marker
+    (INK, "-", "o"),
+    ("#8C510A", "--", "^"),
+    ("#5E3C99", ":", "D"),
+)
+
+
+# --- The loss by itself --------------------------------------------------------------------------
 DELIMITERS = ("<instruction_delimiter>", "<data_delimiter>", "<response_delimiter>")
 
 _FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib
@@ -560,3 +568,256 @@ def field(rate, name: str) -> float:
 def _counts(rates: Mapping, attack: str) -> str:
     both = [field(r[attack], "n") for r in rates.values() if r.get(attack) is not None]
     return "n = " + " / ".join(str(n) for n in dict.fromkeys(both))
+
+
+def loss_curve(betas: Sequence[float] = (0.1,)) -> Figure:
+    """The DPO loss and its pull against the shift of a pair, for each beta (at most three).
+
+    The shift (nats) is how much more chosen than rejected gained; the loss is
+    -log sigmoid(beta * shift) in nats, the pull beta * sigmoid(-beta * shift) is the size of its
+    gradient by either log-probability. Raises ValueError for no, more than three, or bad betas.
+    """
+    if not 0 < len(betas) <= len(STYLE) or min(betas) <= 0:
+        raise ValueError(f"loss_curve: betas {tuple(betas)}; give one to three numbers above 0.")
+    fig = Figure(figsize=(9, 3.4), layout="constrained", facecolor=PAPER)
+    loss, pull = fig.subplots(1, 2)
+    shifts = [x / 2 for x in range(-40, 81)]
+    for beta, (color, line, marker) in zip(betas, STYLE, strict=False):
+        margins = [beta * shift for shift in shifts]
+        style = {"color": color, "linestyle": line, "marker": marker, "markevery": 20,
+                 "markersize": 5, "linewidth": 1.8, "label": f"beta {beta:g}"}
+        loss.plot(shifts, [max(-m, 0) + math.log1p(math.exp(-abs(m))) for m in margins], **style)
+        pull.plot(shifts, [beta * (0.5 - 0.5 * math.tanh(m / 2)) for m in margins], **style)
+    loss.plot([0], [math.log(2)], marker="o", color=INK, markersize=6, linestyle="")
+    loss.annotate("log 2: nothing learned yet", (0, math.log(2)), xytext=(8, 12), fontsize=8.5,
+                  textcoords="offset points", color=INK)
+    x = "shift of the pair (nats): gain of chosen \u2212 gain of rejected"
+    _dress(loss, "Loss", x, "DPO loss (nats)")
+    _dress(pull, "Pull on each log-prob", x, "beta \u00d7 sigmoid(\u2212margin)")
+    for axes in (loss, pull):
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.legend(frameon=False, fontsize=9, handlelength=4)
+    return fig
+
+
+# --- Training runs -------------------------------------------------------------------------------
+
+
+def compare_training(runs: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """Margin, log p(chosen) and log p(rejected) of several runs (at most three) over the steps.
+
+    `runs`: name to rows with `step`, `chosen_logprob`, `rejected_logprob` (mean nats per response
+    on the probe pairs); rows without them are skipped. The margin is drawn before beta multiplies
+    it, from these means, so that it has no noise of batches. Raises ValueError for no run, more
+    than three, or a run without log-probs.
+    """
+    if not 0 < len(runs) <= len(STYLE):
+        raise ValueError(f"compare_training: {len(runs)} runs; pass one to three.")
+    fig = Figure(figsize=(10, 3.6), layout="constrained", facecolor=PAPER)
+    panels = fig.subplots(1, 3)
+    keys = ("gain", "chosen_logprob", "rejected_logprob")
+    for (name, metrics), style in zip(runs.items(), STYLE, strict=False):
+        rows = _probed(name, metrics)
+        for axes, key in zip(panels, keys, strict=True):
+            _curve(axes, rows, key, *style, _drawable(name, 40))
+    panels[0].axhline(0, color=INK, linestyle=":", linewidth=1.2)
+    _dress(panels[0], "Margin: chosen over rejected", "training step", "margin / beta (nats)")
+    for axes, role in zip(panels[1:], ("chosen", "rejected"), strict=True):
+        _dress(axes, f"log p({role})", "training step", "log p (nats per response)")
+    low = min(axes.get_ylim()[0] for axes in panels[1:])
+    for axes in panels[1:]:  # one scale, so that the two panels can be compared by eye
+        axes.set_ylim(low, 0.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    fig.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center",
+               ncols=len(runs), handlelength=4)
+    return fig
+
+
+def _probed(name: str, metrics: Sequence[Mapping]) -> list[dict]:
+    """The rows with log-probs, and how much more chosen than rejected gained since the first."""
+    rows = [m for m in metrics if m.get("chosen_logprob") is not None]
+    if not rows:
+        raise ValueError(f"run {name!r} has no log-probs of the probe; train with probe_every.")
+    gap = [m["chosen_logprob"] - m["rejected_logprob"] for m in rows]
+    return [{**m, "gain": here - gap[0]} for m, here in zip(rows, gap, strict=True)]
+
+
+def trajectory(runs: Mapping[str, Sequence[Mapping]]) -> Figure:
+    """The path of (log p(chosen), log p(rejected)) over training, one line per run (at most three).
+
+    `runs`: name to rows with `step`, `chosen_logprob`, `rejected_logprob` (mean nats per response);
+    rows without them are skipped. Raises ValueError for no run, more than three, or an empty path.
+    """
+    if not 0 < len(runs) <= len(STYLE):
+        raise ValueError(f"trajectory: {len(runs)} runs; pass one to three.")
+    fig = Figure(figsize=(6.6, 5), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    for (name, metrics), (color, line, marker) in zip(runs.items(), STYLE, strict=False):
+        path = [(m["step"], m["chosen_logprob"], m["rejected_logprob"])
+                for m in _probed(name, metrics)]
+        steps, x, y = zip(*path, strict=True)
+        axes.plot(x, y, color=color, linestyle=line, marker=marker, markersize=5, linewidth=1.8,
+                  markeredgecolor=INK, markeredgewidth=0.5, label=_drawable(name, 40))
+        for k in sorted({0, len(path) // 3, 2 * len(path) // 3, len(path) - 1}):
+            axes.annotate(f"step {steps[k]}", (x[k], y[k]), xytext=(6, 4), fontsize=8, color=INK,
+                          textcoords="offset points")
+    axes.margins(0.14)
+    _dress(axes, "The way of the two answers", "mean log p(chosen) (nats per response)",
+           "mean log p(rejected) (nats per response)")
+    axes.legend(frameon=False, fontsize=9, handlelength=4)
+    return fig
+
+
+def update_norms(table) -> Figure:
+    """How much an adapter changed each matrix: layers by kinds, in percent of the weights' norm.
+
+    `table`: a DataFrame with `layer` (int), `matrix` (name) and `relative` (norm of the update
+    divided by the norm of the weights). Raises ValueError for missing columns or no rows.
+    """
+    missing = [name for name in ("layer", "matrix", "relative") if name not in table.columns]
+    if missing or not len(table):
+        raise ValueError(f"update_norms: columns {missing} missing or no rows; measure the layers.")
+    matrices = list(dict.fromkeys(table["matrix"]))
+    grid = 100 * table.pivot(index="layer", columns="matrix", values="relative")[matrices]
+    top = max(float(grid.max().max()), 1e-9)
+    fig = Figure(figsize=(1.05 * len(matrices) + 1.6, 0.42 * len(grid) + 1.3),
+                 layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    image = axes.imshow(grid, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    for row, values in enumerate(grid.to_numpy()):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.1f}%", ha="center", va="center", fontsize=8.5,
+                      color=PAPER if value > 0.6 * top else INK)
+    axes.set_xticks(range(len(matrices)), [_drawable(m, 30) for m in matrices], fontsize=8.5)
+    axes.set_yticks(range(len(grid)), grid.index, fontsize=8.5)
+    axes.set_xlabel("matrix", fontsize=9.5)
+    axes.set_ylabel("layer", fontsize=9.5)
+    axes.set_title("Size of the update", fontsize=11, loc="left", weight="bold", color=INK)
+    fig.colorbar(image, ax=axes, label="% of the norm of the weights")
+    return fig
+
+
+# --- Pairs before and after ----------------------------------------------------------------------
+
+
+def before_after(table) -> Figure:
+    """Where the two responses of every pair stood before training, and where they stand after.
+
+    `table` as for `shift_scatter`. Above the dotted diagonal the rejected answer is the likelier
+    one. Same axes in both panels. Raises ValueError as `shift_scatter` does.
+    """
+    _shifts(table)  # refuses what cannot be drawn
+    fig = Figure(figsize=(9.4, 4.5), layout="constrained", facecolor=PAPER)
+    panels = fig.subplots(1, 2, sharex=True, sharey=True)
+    low = 1.05 * min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
+                     for when in ("before", "after"))
+    for axes, when, which in zip(panels, ("before", "after"), ("insecure", "secure"), strict=True):
+        x, y = table[f"chosen_{when}"], table[f"rejected_{when}"]
+        axes.scatter(x, y, marker=MARKER[which], s=26, color=PALETTE[which], edgecolor=INK,
+                     linewidth=0.5, alpha=0.7)
+        axes.axline((0, 0), slope=1, color=INK, linestyle=":", linewidth=1.2)
+        won = int((x > y).sum())
+        for role, count, (h, v, ha, va) in (
+            ("rejected", len(x) - won, (0.03, 0.8, "left", "top")),
+            ("chosen", won, (0.97, 0.1, "right", "bottom")),
+        ):
+            axes.text(h, v, f"{role} likelier\n{count} of {len(x)}", transform=axes.transAxes,
+                      ha=ha, va=va, fontsize=9, color=INK,
+                      bbox={"facecolor": PAPER, "edgecolor": FAINT, "alpha": 0.9, "pad": 3})
+        _dress(axes, f"{when.capitalize()}: the {which} model", "log p(chosen) (nats)",
+               "log p(rejected) (nats)")
+        axes.set_xlim(low, 1 - 0.02 * low)
+        axes.set_ylim(low, 1 - 0.02 * low)
+    return fig
+
+
+def margin_histogram(table, bins: int = 30) -> Figure:
+    """log p(chosen) - log p(rejected) of every pair (nats), before and after training.
+
+    `table` as for `shift_scatter`; right of zero the model prefers the answer to the instruction.
+    Raises ValueError as `shift_scatter` does.
+    """
+    _shifts(table)
+    values = {which: (table[f"chosen_{when}"] - table[f"rejected_{when}"]).to_numpy(dtype=float)
+              for when, which in (("before", "insecure"), ("after", "secure"))}
+    low = min(0.0, *(float(v.min()) for v in values.values()))
+    high = max(0.0, *(float(v.max()) for v in values.values()))
+    edges = [low + k * (high - low) / bins for k in range(bins + 1)]
+    fig = Figure(figsize=(8, 3.6), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    for which, numbers in values.items():
+        share = float((numbers > 0).mean())
+        axes.hist(numbers, bins=edges, color=PALETTE[which], hatch=HATCH[which], edgecolor=INK,
+                  linewidth=0.6, alpha=0.7, label=f"{which}: {share:.0%} right of zero")
+    axes.axvline(0, color=INK, linewidth=1.4)
+    _dress(axes, f"Which answer the model prefers: {len(table)} pairs",
+           "log p(chosen) \u2212 log p(rejected) (nats)", "pairs")
+    axes.legend(frameon=False, fontsize=9)
+    return fig
+
+
+# --- Security beside utility ---------------------------------------------------------------------
+
+
+def tradeoff(points: Mapping[str, Mapping]) -> Figure:
+    """Utility against attack success rate, one point with two 95% intervals per defense.
+
+    `points`: name to `{"asr": rate, "utility": rate}`; a rate has `value`, `low`, `high`
+    (fractions), as a mapping or an object. Upper left is best. Raises ValueError for no point.
+    """
+    if not points:
+        raise ValueError("tradeoff: no points; evaluate at least one model.")
+    fig = Figure(figsize=(8.6, 4.8), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    shades = matplotlib.colormaps["cividis"]
+    for number, (name, point) in enumerate(points.items()):
+        x, y = ({k: 100 * field(point[key], k) for k in ("value", "low", "high")}
+                for key in ("asr", "utility"))
+        axes.errorbar(
+            x["value"], y["value"], xerr=_whisker(x), yerr=_whisker(y), capsize=3, linewidth=1.2,
+            color=colors.to_hex(shades(number / max(1, len(points) - 1) * 0.9)), ecolor=INK,
+            marker="o^sDvPX*<>"[number % 10], markersize=9, markeredgecolor=INK, linestyle="",
+            label=_drawable(name, 40),
+        )  # fmt: skip
+    axes.set_xlim(-4, 104)
+    axes.margins(y=0.15)
+    _dress(axes, "Security and utility (upper left is best)",
+           "attack success rate of the strongest attack (%)", "clean utility (%)")
+    fig.legend(frameon=False, fontsize=9, loc="outside right center")
+    return fig
+
+
+def _whisker(rate: Mapping) -> list[list[float]]:
+    return [[max(0.0, rate["value"] - rate["low"])], [max(0.0, rate["high"] - rate["value"])]]
+
+
+def strength_dial(rows: Sequence[Mapping]) -> Figure:
+    """ASR, utility and margin against the strength of the adapter.
+
+    `rows`: `strength` (0 is insecure, 1 as trained), `asr` and `utility` (rates as in `tradeoff`),
+    `margin` (mean log p(chosen) - log p(rejected), nats). Raises ValueError for no rows.
+    """
+    if not rows:
+        raise ValueError("strength_dial: no rows; evaluate at least one strength.")
+    fig = Figure(figsize=(9, 3.6), layout="constrained", facecolor=PAPER)
+    rates, margin = fig.subplots(1, 2)
+    x = [row["strength"] for row in rows]
+    for key, words, color, line, marker in (
+        ("asr", "attack success rate", PALETTE["injection"], "--", "s"),
+        ("utility", "clean utility", PALETTE["instruction"], "-", "o"),
+    ):
+        low, value, high = ([100 * field(row[key], k) for row in rows]
+                            for k in ("low", "value", "high"))
+        rates.plot(x, value, color=color, linestyle=line, marker=marker, linewidth=1.8, label=words)
+        rates.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    margin.plot(x, [row["margin"] for row in rows], color=INK, marker="D", linewidth=1.8)
+    margin.axhline(0, color=INK, linestyle=":", linewidth=1.2)
+    rates.set_ylim(-3, 103)
+    _dress(rates, "Rates with 95% intervals", "adapter strength", "% of samples")
+    _dress(margin, "Preference", "adapter strength", "log p(chosen) \u2212 log p(rejected) (nats)")
+    for axes in (rates, margin):
+        axes.axvline(1, color=INK, linestyle=":", linewidth=1)
+        axes.annotate("as trained", (1, 1.0), xycoords=("data", "axes fraction"), fontsize=8,
+                      ha="center", va="bottom", color=INK)
+    rates.legend(frameon=False, fontsize=9, loc="best", handlelength=4)
+    return fig

@@ -303,7 +303,7 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         processing_class=bundle.tokenizer, callbacks=list(callbacks),
         peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
                                 config.lora_targets),
-        shared=config.shared_prefix, sft_weight=config.sft_weight, preference=config.loss == "dpo",
+        shared=config.shared_prefix, sft_weight=config.sft_weight, preference=config.loss != "sft",
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():

@@ -13,8 +13,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["samples", "injections", "pairs", "prompts", "preference", "shared_prefix", "training",
-         "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo", "widgets", "checks",
-         "cli"]
+         "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo",
+         "widgets", "checks", "cli"]
 ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
