@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lab app adapters bench wheel clean
+.PHONY: help demo test test-colab lab app adapters bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -26,7 +26,24 @@ test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=600 notebooks
+	rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
+	$(BIN)/python -m pytest -q --nbmake --overwrite --nbmake-timeout=600 build/notebooks
+	$(BIN)/python notebooks/refresh.py --compare build/notebooks
+
+# make test-colab: the notebooks with Colab's ipywidgets and IPython, in an environment of its own
+test-colab: export HF_HUB_OFFLINE = 1
+test-colab: $(STAMP)
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check \
+	  ipywidgets==7.7.1 ipython==7.34.0 ipykernel setuptools
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-colab/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kit.pth
+	rm -rf build/colab && mkdir -p build && cp -r notebooks build/colab
+	PYTHONPATH=$(CURDIR) .venv-colab/bin/python -c \
+	  'import IPython, ipywidgets; print(IPython.__version__, ipywidgets.__version__)'
+	PYTHONPATH=$(CURDIR) .venv-colab/bin/python -m pytest -q -p no:cacheprovider --nbmake \
+	  --nbmake-timeout=600 build/colab
+	PYTHONPATH=$(CURDIR) .venv-colab/bin/python -m pytest -q tests/test_widgets.py
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -47,4 +64,4 @@ wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:
-	rm -rf .venv build dist runs *.egg-info
+	rm -rf .venv .venv-colab build dist runs *.egg-info

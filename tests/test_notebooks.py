@@ -1,5 +1,6 @@
 """Committed notebooks are in order, light, true to themselves, and readable."""
 
+import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -7,7 +8,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def script(name):
+    """A module of the notebooks folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "notebooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -47,3 +57,30 @@ def test_rhythm_cells_are_short_and_prose_comes_between(notebook):
     assert max(lengths) <= 20 and 1 <= statistics.median(lengths) <= 6
     assert len(notebook.cells) - len(lengths) >= 0.5 * len(lengths)
     assert any("**Predict.**" in cell.source for cell in notebook.cells)
+
+
+def test_the_setup_cell_is_the_same_everywhere(notebook):
+    assert code_cells(notebook)[0].source == script("setup_cell").CELL
+
+
+def test_nothing_but_the_setup_cell_knows_of_colab_or_pip(notebook):
+    for cell in code_cells(notebook)[1:]:
+        assert "pip install" not in cell.source and "colab" not in cell.source
+
+
+def test_the_sequence_is_linked_from_the_readme_with_its_minutes():
+    readme = (ROOT / "README.md").read_text()
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{k:02d}" for k in range(len(NOTEBOOKS))]
+    for path in NOTEBOOKS:
+        line = next(x for x in readme.splitlines() if f"(notebooks/{path.name})" in x)
+        assert line.split("|")[2].strip()[0].isdigit(), line
+
+
+def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):
+    refresh, path = script("refresh"), NOTEBOOKS[0]
+    assert refresh.differences(path, path) == []
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(c for c in reversed(code_cells(notebook)) if "n=" in json.dumps(c.outputs))
+    cell.outputs = json.loads(json.dumps(cell.outputs).replace("n=", "n=9"))
+    nbformat.write(notebook, tmp_path / path.name)
+    assert len(refresh.differences(path, tmp_path / path.name)) == 1
