@@ -95,8 +95,9 @@ def test_the_chat_template_spells_the_same_prompt_as_the_format(toy):
 
 
 def test_the_model_is_small_and_does_its_work(toy):
-    """A floor below the scores of data/model/README.md, so that a worse model is noticed."""
+    """The goals: 98% of the held-out samples, and in no family under 93%."""
     weights = DATA / "model" / "model.safetensors"
     assert weights.stat().st_size <= 12_000_000
-    records = evaluation.evaluate(toy, evaluation.clean_items(shipped_samples("heldout")[:312]))
-    assert evaluation.summarize(records)["clean_utility"].value >= 0.84
+    records = evaluation.evaluate(toy, evaluation.clean_items(shipped_samples("heldout")))
+    assert evaluation.summarize(records)["clean_utility"].value >= 0.98
+    assert min(rate.value for rate in evaluation.utility_by_family(records).values()) >= 0.93
