@@ -499,7 +499,7 @@ def _token_box(axes, x, y, size, shown, change, face) -> None:
     red, green, blue = face[:3]
     ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else PAPER
     sign = "\u25b2" if change > 0.005 else "\u25bc" if change < -0.005 else ""
-    value = f"{sign}{change:+.2f}".replace("-", "\u2212")
+    value = f"{sign}{round(change, 2) + 0.0:+.2f}".replace("-", "\u2212")
     for dy, text, points in ((0.18, shown, _POINTS), (0.4, value, 8)):
         axes.text(
             x + size / 2, y + dy, text, family=_FAMILY, fontsize=points, color=ink,

@@ -14,7 +14,7 @@ def test_yaml_gives_the_same_configuration_back(tmp_path):
 
 def test_every_shipped_recipe_is_valid():
     recipes = sorted((DATA / "recipes").glob("*.yaml"))
-    assert {p.stem for p in recipes} == {"demo", "secalign", "secalign_random"}
+    assert {p.stem for p in recipes} == {"demo", "secalign", "secalign_random", "struq"}
     for path in recipes:
         assert RunConfig.from_yaml(path).model == "toy"
 

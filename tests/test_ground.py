@@ -36,6 +36,8 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("name", RIVER)
 def test_a_stage_imports_only_what_stands_upstream(name):
     upstream = set(RIVER[: RIVER.index(name)]) | ANYWHERE
+    if name == "checks":  # the exercises take place in the embedded model's world
+        upstream |= {"toy"}
     own = {i[1:].split(".")[0] for i in imports(PACKAGE / f"{name}.py") if i.startswith(".")}
     assert own <= upstream, own - upstream
 
