@@ -81,6 +81,7 @@ def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):
     assert refresh.differences(path, path) == []
     notebook = nbformat.read(path, as_version=4)
     cell = next(c for c in reversed(code_cells(notebook)) if "n=" in json.dumps(c.outputs))
-    cell.outputs = json.loads(json.dumps(cell.outputs).replace("n=", "n=9"))
+    cell.outputs = [nbformat.from_dict(json.loads(json.dumps(output).replace("n=", "n=9")))
+                    for output in cell.outputs]
     nbformat.write(notebook, tmp_path / path.name)
     assert len(refresh.differences(path, tmp_path / path.name)) == 1
