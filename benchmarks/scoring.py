@@ -1,6 +1,7 @@
 """Log-prob scoring: shared prefixes and prompt caches against TRL's reference pass and a loop."""
 
 import contextlib
+import io
 import tempfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def pairs_against_trl(rounds: int, n_pairs: int = 600) -> Result:
     def theirs(number: int) -> float:
         # a fresh fingerprint, or TRL would read the last round's answer from its cache
         fresh = plain.add_column("round", [number] * len(plain))
-        with contextlib.redirect_stderr(None):
+        with contextlib.redirect_stderr(io.StringIO()):
             spent, scored = timed(lambda: trainer._precompute_ref_logps(fresh, "train", 64))
         found["theirs"] = scored["ref_chosen_logps"], scored["ref_rejected_logps"]
         return spent
