@@ -35,7 +35,7 @@ class Group:
 
 @torch.inference_mode()
 def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int = 48,
-           batch_size: int = 128, keys: Sequence[Hashable] | None = None,
+           batch_size: int = 64, keys: Sequence[Hashable] | None = None,
            settled: Settled | None = None, progress: str = "") -> list[list[int]]:
     """Greedy ids for each prompt (ids), in order, without the end token.
 
