@@ -175,17 +175,12 @@ def step_seconds(size: str, prompt: int, response: int, batch: int, rounds: int)
 
 
 def growth(rounds: int) -> list[Result]:
-    """Prompt length at one size, then size at one length, then the number of pairs."""
+    """Prompt length at one size, then size at one length."""
     results = [step_seconds("10M", prompt, 32, 8, rounds) for prompt in (16, 64, 256, 1024)]
     results.append(step_seconds("10M", 64, 128, 8, rounds))  # long responses: little to share
     results += [step_seconds(size, 256, 32, batch, rounds)
                 for size, batch in (("2M", 8), ("135M", 2))]
     return results
-
-
-def pairs_growth(counts=(1000, 4000, 20000)) -> list[tuple[int, float]]:
-    """(pairs, pairs/s) of whole trainings of ours, to see whether the cost stays linear."""
-    return [(n, n / run_one("ours", n, True, 0)[0]) for n in counts]
 
 
 def dpo(rounds: int) -> list[Result]:

@@ -1,6 +1,5 @@
 """Measuring: contenders take turns in one run, ratios come from rounds, parity comes first."""
 
-import json
 import platform
 import statistics
 import subprocess
@@ -109,7 +108,3 @@ def save(results: list[Result], path: Path) -> None:
                         {"machine": machine(), "results": [asdict(r) for r in results]})
     text = "\n".join(f"- {key}: {value}" for key, value in machine().items())
     path.with_suffix(".md").write_text(f"{markdown(results)}\n{text}\n", encoding="utf-8")
-
-
-def load(path: Path) -> list[Result]:
-    return [Result(**row) for row in json.loads(path.read_text())["results"]]
