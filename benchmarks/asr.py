@@ -6,7 +6,7 @@ text afterwards; that loop is written here anew, with the adapter apart from the
 
 import torch
 
-from secalign_kit import evaluation, injections, models, prompts
+from secalign_kit import evaluation, injections, models, prompts, shared_prefix
 from secalign_kit.evaluation import Item
 from secalign_kit.models import Bundle
 from secalign_kit.samples import Sample, shipped_samples
@@ -39,12 +39,10 @@ def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int) -> 
     texts = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        width = max(map(len, batch))
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+        ids, mask = shared_prefix.left_padded(batch, pad, bundle.device)
         out = bundle.model.generate(input_ids=ids, attention_mask=mask, do_sample=False,
                                     max_new_tokens=longest, pad_token_id=pad, eos_token_id=end)
-        texts += tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        texts += tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 

@@ -228,7 +228,7 @@ def make_adapter(name: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     weights, settings = "adapter_model.safetensors", "adapter_config.json"
     (target / weights).write_bytes((run.folder / "adapter" / weights).read_bytes())
-    write_text(target / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in run.metrics))
+    evaluation.save_records(run.metrics, target / "metrics.jsonl")
     described = json.loads((run.folder / "adapter" / settings).read_text(encoding="utf-8"))
     described["base_model_name_or_path"] = "data/model"  # peft writes this machine's path
     training.write_json(target / settings, described)

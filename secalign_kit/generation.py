@@ -105,15 +105,7 @@ def _prefill(bundle: Bundle, batch: list[Group], prompts) -> tuple:
     ids, mask = shared_prefix.left_padded(tails, pad, bundle.device)
     if before is not None:
         mask = torch.cat([before, mask], dim=1)
-    return cache, mask, _forward(bundle, ids, mask, cache)
-
-
-def _forward(bundle: Bundle, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
-    """Logits [B, V] of the token after `ids` [B, T], which are added to the cache."""
-    positions = shared_prefix.positions(mask)[:, -ids.shape[1] :]
-    out = bundle.model(input_ids=ids, attention_mask=mask, position_ids=positions,
-                       past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1]
+    return cache, mask, shared_prefix.extend(bundle.model, ids, mask, cache)
 
 
 def _decode(bundle: Bundle, rows: list[int], cache, mask, logits, max_new_tokens: int,
@@ -142,5 +134,5 @@ def _decode(bundle: Bundle, rows: list[int], cache, mask, logits, max_new_tokens
             tokens, mask = tokens[index], mask[index]
             slots, live = [slots[k] for k in kept], [True] * len(kept)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = _forward(bundle, tokens[:, None], mask, cache)
+        logits = shared_prefix.extend(bundle.model, tokens[:, None], mask, cache)
     return responses

@@ -454,17 +454,15 @@ def _fake_turn(request: str, context: AttackContext) -> str:
 
 def _cut(data: str, position: str, rng: random.Random) -> tuple[str, str, str, str]:
     """(left, gap, right, place): host data before and after the attacker text."""
-    borders = []
+    borders = [m.span() for m in re.finditer(r"(?<=[.?!])\s+(?=\S)", data)]
     if position == "random":
-        borders = [m.span() for m in re.finditer(r"(?<=[.?!])\s+(?=\S)", data)]
         position = rng.choice(("end", "start", "inside") if borders else ("end", "start"))
     if position == "start":
         return "", "", data, "start"
     if position == "end":
         return data, "", "", "end"
     if position == "middle":
-        borders = ([m.span() for m in re.finditer(r"(?<=[.?!])\s+(?=\S)", data)]
-                   or [m.span() for m in re.finditer(r"(?<=\S)\s+(?=\S)", data)])
+        borders = borders or [m.span() for m in re.finditer(r"(?<=\S)\s+(?=\S)", data)]
         if not borders:
             return data, "", "", "end"
         begin, end = min(borders, key=lambda span: abs(span[0] + span[1] - len(data)))

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import PeftModel
 
 from . import shared_prefix
 from .models import Bundle, insecure
@@ -69,8 +68,8 @@ def score_responses(bundle: Bundle, prompts: Sequence[Sequence[int]],
 
 def _continuations(bundle: Bundle, prompts, responses) -> list[float]:
     """Summed log p of every response, in order, from the cache of all but each prompt's last id."""
-    pad, model = bundle.tokenizer.pad_token_id, bundle.model
-    cache, mask = shared_prefix.prefill(model, [prompt[:-1] for prompt in prompts],
+    pad = bundle.tokenizer.pad_token_id
+    cache, mask = shared_prefix.prefill(bundle.model, [prompt[:-1] for prompt in prompts],
                                         [len(group) for group in responses], pad)
     # the last id of the prompt predicts the first of a response, whose own last predicts nothing
     inputs = [[prompt[-1], *response[:-1]]
@@ -81,12 +80,12 @@ def _continuations(bundle: Bundle, prompts, responses) -> list[float]:
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs],
                         device=bundle.device)
     mask = torch.cat([mask, real], dim=1)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = base.get_decoder()(
+    decoder, head = shared_prefix.decoder_and_head(bundle.model)
+    hidden = decoder(
         input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
         position_ids=shared_prefix.positions(mask)[:, -width:],
     )[0]
-    logits = base.get_output_embeddings()(hidden[real.bool()]).float()
+    logits = head(hidden[real.bool()]).float()
     tokens = -F.cross_entropy(logits, torch.cat(targets).to(bundle.device), reduction="none")
     return [float(part.sum()) for part in tokens.split([len(t) for t in targets])]
 

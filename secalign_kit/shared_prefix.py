@@ -53,13 +53,19 @@ def collate(pairs: Sequence[Pair], pad: int) -> dict[str, torch.Tensor]:
 
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """log p of each response token in nats, [N], in the order of `batch["target"]`."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = base.get_decoder()(
+    decoder, head = decoder_and_head(model)
+    hidden = decoder(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"],
         attention_mask=batch["attention_mask"], use_cache=False,
     )[0]
-    logits = base.get_output_embeddings()(hidden[batch["row"], batch["source"]])
+    logits = head(hidden[batch["row"], batch["source"]])
     return -F.cross_entropy(logits.float(), batch["target"], reduction="none")
+
+
+def decoder_and_head(model) -> tuple:
+    """The layers and the LM head apart, so that the head need not see every position."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.get_decoder(), base.get_output_embeddings()
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device) -> tuple:
@@ -77,12 +83,21 @@ def prefill(model, heads: Sequence[Sequence[int]], copies: Sequence[int], pad: i
     """
     ids, mask = left_padded(heads, pad, model.device)
     cache = DynamicCache()
-    model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache,
-          use_cache=True, logits_to_keep=1)
+    extend(model, ids, mask, cache)
     which = torch.arange(len(heads)).repeat_interleave(torch.tensor(copies)).to(model.device)
     if len(which) != len(heads):
         cache.batch_select_indices(which)
     return cache, mask[which]
+
+
+def extend(model, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
+    """Logits [B, V] of the token after `ids` [B, T], which are added to the cache.
+
+    `mask` [B, T before and now] says which tokens count.
+    """
+    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+                position_ids=positions(mask)[:, -ids.shape[1] :], logits_to_keep=1)
+    return out.logits[:, -1]
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

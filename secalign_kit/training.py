@@ -13,7 +13,6 @@ Limits: on several processes, with `shared_prefix: false` or the loss "ipo" (Aza
 
 import hashlib
 import json
-import os
 import platform
 import time
 import warnings
@@ -25,7 +24,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -278,10 +276,7 @@ def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
     chosen, rejected = score_pairs(bundle, rows,
                                    progress="reference log-probs" if progress else "")
     if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(".part")
-        save_file({"chosen": chosen, "rejected": rejected}, temporary, {"content": key})
-        os.replace(temporary, cache)
+        models.write_tensors(cache, {"chosen": chosen, "rejected": rejected}, {"content": key})
     return chosen, rejected
 
 

@@ -9,7 +9,6 @@ run goes on from its last checkpoint: the data of step `k` depend on seed and `k
 import argparse
 import json
 import math
-import os
 import random
 import time
 from dataclasses import asdict, dataclass, fields
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..models import has_bf16
+from ..models import has_bf16, write_tensors
 from ..prompts import FORMATS
 from .corpus import corpus_sample
 from .world import Vocabulary
@@ -153,12 +152,6 @@ def rate_at(config: PretrainConfig, step: int) -> float:
     return config.learning_rate * min(1, (step + 1) / config.warmup, left)
 
 
-def _save(path: Path, tensors: dict) -> None:
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
-
-
 def save_checkpoint(folder: Path, step: int, model, optimizers) -> None:
     state = {"at": torch.tensor(step)}
     for name, parameter in model.named_parameters():
@@ -166,7 +159,8 @@ def save_checkpoint(folder: Path, step: int, model, optimizers) -> None:
         for optimizer in optimizers:
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 state[f"{key}.{name}"] = tensor
-    _save(folder / "checkpoint.safetensors", {k: v.detach().contiguous() for k, v in state.items()})
+    write_tensors(folder / "checkpoint.safetensors",
+                  {k: v.detach().contiguous() for k, v in state.items()})
 
 
 def load_checkpoint(folder: Path, model, optimizers) -> int:
