@@ -45,8 +45,11 @@ test-colab: $(STAMP)
 	  --nbmake-timeout=600 build/colab
 	PYTHONPATH=$(CURDIR) .venv-colab/bin/python -m pytest -q tests/test_widgets.py
 
+# a default setting beside the notebooks shows the start page rendered; the user's own settings win
+lab: export JUPYTER_CONFIG_PATH := \
+  $(CURDIR)/notebooks/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 lab: $(STAMP)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/README.md
 
 # make app: the explorer without its code, in a browser
 app: $(STAMP)

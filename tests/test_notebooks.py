@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def test_the_sequence_is_linked_from_the_readme_with_its_minutes():
     for path in NOTEBOOKS:
         line = next(x for x in readme.splitlines() if f"(notebooks/{path.name})" in x)
         assert line.split("|")[2].strip()[0].isdigit(), line
+
+
+def test_the_start_page_links_every_notebook_once_and_in_order():
+    page = (ROOT / "notebooks" / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert [link for link in links if link.endswith(".ipynb")] == [p.name for p in NOTEBOOKS]
+    assert all((ROOT / "notebooks" / link).exists() for link in links)
+
+
+def test_lab_opens_the_start_page_rendered():
+    recipe = (ROOT / "Makefile").read_text().partition("\nlab: $(STAMP)\n")[2].splitlines()[0]
+    assert "--notebook-dir=notebooks" in recipe and "/lab/tree/README.md" in recipe
+    path = ROOT / "notebooks/.jupyter/labconfig/default_setting_overrides.json"
+    viewers = json.loads(path.read_text())["@jupyterlab/docmanager-extension:plugin"]
+    assert viewers == {"defaultViewers": {"markdown": "Markdown Preview"}}
 
 
 def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):
