@@ -1,4 +1,4 @@
-"""The same functions from a shell: `secalign-kit demo`, `train`, `evaluate`, `pairs`, `doctor`.
+"""The same functions from a shell: `secalign-kit demo`, `train`, `evaluate`, `ledger` ...
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -77,7 +77,7 @@ def evaluate(arguments) -> None:
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
                          format=arguments.format)
     items = demo.test_items(bundle, arguments.split, arguments.n, arguments.position,
-                            _attacks(arguments.attacks))
+                            _attacks(arguments.attacks), arguments.targets.split(","))
     items = evaluation.shard(items, arguments.shard)
     wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
     names = wanted.split(",")
@@ -90,6 +90,23 @@ def evaluate(arguments) -> None:
             print(f"\ndefense: {name}")
         for key, value in demo.flatten(evaluation.summarize(records)):
             print(f"{key:40} {value}")
+
+
+def ledger(arguments) -> None:
+    from . import ledger as book
+    from . import study
+
+    folder = Path(arguments.folder)
+    if not arguments.shipped:
+        study.run_study(folder, arguments.seeds, arguments.n)
+    evidence = book.load_evidence() if arguments.shipped else book.gather(folder)
+    entries = book.ledger(evidence)
+    if not arguments.shipped:
+        book.save_evidence(evidence, folder / "evidence")
+        book.write_text(folder / "ledger.md", book.markdown(entries))
+    for number, entry in enumerate(entries, 1):
+        print(f"{number:2}. {entry.text}  {entry.verdict.upper()}\n    papers: {entry.paper}\n"
+              f"    here:   {entry.ours}\n    {entry.why}")
 
 
 def pairs(arguments) -> None:
@@ -149,12 +166,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--position", default="end", choices=("end", "start", "middle", "random"))
     sub.add_argument("--attacks", default="five", metavar="NAMES",
                      help="five (default), all, names, or a JSON file of templates; with commas")
+    sub.add_argument("--targets", default="witness", metavar="NAMES",
+                     help="witness (default), payload: another sample's answer, fidelity: tasks "
+                          "about the text of requests; with commas")
     sub.add_argument("--defenses", default="none", metavar="NAMES",
                      help="all, or names of prompting defenses with commas")
     sub.add_argument("--shard", default="1/1", help="k/n: every n-th sample only")
     sub.add_argument("--records", help="one JSON line per item; a killed evaluation goes on there")
     sub.add_argument("--no-four-bit", action="store_true")
     sub.add_argument("--no-frontend", action="store_true", help="no filter: delimiters are real")
+    sub = command(ledger, "the papers' claims, decided by runs on the embedded model (an hour)")
+    sub.add_argument("--folder", default="runs/ledger", help="runs and records; resumes there")
+    sub.add_argument("--seeds", type=int, default=3)
+    sub.add_argument("--n", type=int, default=150, help="attacked samples per attack")
+    sub.add_argument("--shipped", action="store_true", help="no run: the evidence in data/ledger")
     sub = command(pairs, "make preference pairs from an Alpaca-shaped file")
     sub.add_argument("samples")
     sub.add_argument("folder")

@@ -16,6 +16,7 @@ import yaml
 
 from .samples import write_text
 
+LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -33,6 +34,7 @@ class RunConfig:
     naive: float = 0.9
     position: str = "end"
     clean: float = 0.0
+    responses: str = "samples"
     loss: str = "dpo"
     beta: float = 0.1
     learning_rate: float = 1e-3
@@ -65,8 +67,15 @@ class RunConfig:
             raise ValueError(f"sft_weight is {self.sft_weight}; give 0 or more")
         if self.position not in ("end", "start", "random"):
             raise ValueError(f"position is {self.position!r}; choose end, start or random")
-        if self.loss not in ("dpo", "ipo", "sft"):
-            raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), ipo or sft (StruQ)")
+        if self.responses not in ("samples", "self"):
+            raise ValueError(f"responses is {self.responses!r}; choose samples, or self for the "
+                             "model's own answers")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), sft (StruQ) or one of "
+                             f"{', '.join(LOSSES)}")
+        if not self.shared_prefix and (self.loss not in ("dpo", "ipo") or self.sft_weight):
+            raise ValueError("shared_prefix false is TRL's own forward pass, which knows dpo and "
+                             f"ipo without sft_weight; for loss {self.loss} leave it true")
         if not self.lora_targets:
             raise ValueError("lora_targets is empty; name layers, e.g. [q_proj, v_proj]")
 

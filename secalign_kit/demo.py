@@ -8,22 +8,30 @@ samples -> pairs -> insecure evaluation -> DPO training -> secure evaluation -> 
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import evaluation, figures, injections, logprobs, models, pairs, report, training
 from .config import RunConfig
 from .evaluation import Item, Rate
 from .models import Bundle
-from .samples import DATA, DINOSAUR_HOST, DINOSAUR_PAYLOAD, shipped_samples, write_text
+from .samples import (
+    DATA,
+    DINOSAUR_HOST,
+    DINOSAUR_PAYLOAD,
+    Sample,
+    shipped_samples,
+    write_text,
+)
 
 RECIPES = DATA / "recipes"
 NOTES = [
     "The embedded model knows a small generated world; its rates say nothing about large models.",
     "The attacks are fixed texts. An attacker who adapts to the defense is stronger than these.",
     "Both models sit behind the same front-end filter, which deletes typed delimiters from data.",
-    "Injections stand at the end of the data, in training and in this test.",
 ]
+PLACES = {"end": "at the end", "start": "at the start", "random": "at random places"}
 
 
 def recipe(name: str) -> RunConfig:
@@ -35,11 +43,28 @@ def recipe(name: str) -> RunConfig:
     return RunConfig.from_yaml(path)
 
 
-def training_pairs(config: RunConfig, n: int | None = None, split: str = "train", seed: int = 0):
-    """Preference pairs of a split, made as the config says; `n` overrides their number."""
+def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "") -> list[Sample]:
+    """The samples with the insecure model's own answers (Meta SecAlign, section 3; here greedy)."""
+    samples = list(samples)
+    with models.insecure(bundle):
+        answers = evaluation.generate(bundle, [(s.instruction, s.data) for s in samples],
+                                      progress=progress)
+    return [replace(s, answer=answer) for s, answer in zip(samples, answers, strict=True)]
+
+
+def training_pairs(config: RunConfig, n: int | None = None, split: str = "train", seed: int = 0,
+                   bundle: Bundle | None = None, samples: Sequence[Sample] | None = None):
+    """Preference pairs of a split, made as the config says; `n` overrides their number.
+
+    `bundle` is asked for its own answers if the config says `responses: self`; `samples`, if given,
+    are taken as they are.
+    """
+    if samples is None and config.responses == "self":
+        bundle = bundle or models.load(config.model, four_bit=config.four_bit)
+        samples = own_answers(bundle, shipped_samples(split), "own answers")
     return pairs.pairs_dataset(
-        shipped_samples(split), seed=config.seed + seed, n=n or config.n_pairs, naive=config.naive,
-        position=config.position, clean=config.clean,
+        samples or shipped_samples(split), seed=config.seed + seed, n=n or config.n_pairs,
+        naive=config.naive, position=config.position, clean=config.clean,
     )
 
 
@@ -56,19 +81,37 @@ def diagram_item() -> Item:
                 len(data))
 
 
+TARGETS = ("witness", "payload", "fidelity")
+
+
 def test_items(bundle: Bundle, split: str = "heldout", n: int | None = None,
-               position: str = "end", attacks=evaluation.ATTACKS) -> list[Item]:
+               position: str = "end", attacks=evaluation.ATTACKS,
+               targets: Iterable[str] = ("witness",)) -> list[Item]:
     """Clean, retention and attacked items of a split; `n` samples with data are attacked.
 
-    `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks`.
+    `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks`. `targets`
+    are those of `TARGETS`: attacks that want the witness, attacks that want another sample's
+    answer, and tasks about the text of requests. Raises ValueError for others, and for n < 1.
     """
+    _check_items(n, targets)
     samples, witness = shipped_samples(split), injections.WITNESS[split]
     with_data = [s for s in samples if s.data][:n]
     items = evaluation.clean_items(samples) + evaluation.retention_items(samples, witness)
     for attack in attacks:
-        items += evaluation.attacked_items(with_data, attack, witness, bundle, split=split,
-                                           position=position)
-    return items
+        options = dict(split=split, position=position)
+        if "witness" in targets:
+            items += evaluation.attacked_items(with_data, attack, witness, bundle, **options)
+        if "payload" in targets and attack not in injections.WITNESS_ONLY:
+            items += evaluation.payload_items(with_data, attack, bundle, **options)
+    return items + (evaluation.fidelity_items(samples) if "fidelity" in targets else [])
+
+
+def _check_items(n: int | None, targets: Iterable[str]) -> None:
+    if n is not None and n < 1:
+        raise ValueError(f"n is {n}; attack at least one sample")
+    unknown = sorted(set(targets) - set(TARGETS))
+    if unknown:
+        raise ValueError(f"target {unknown[0]!r} is unknown; choose {', '.join(TARGETS)}")
 
 
 def examples(insecure: list[dict], secure: list[dict], count: int = 2) -> list[dict]:
@@ -176,8 +219,8 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
     items = [*test_items(bundle, n=n), diagram_item()]
     insecure = evaluation.evaluate(bundle, items, progress="insecure model")
     evaluation.save_records(insecure, folder / "records_insecure.jsonl")
-    run = training.train(config, training_pairs(config), probe_pairs(config, "validation", 64),
-                         bundle)
+    run = training.train(config, training_pairs(config, bundle=bundle),
+                         probe_pairs(config, "validation", 64), bundle)
     secure = evaluation.evaluate(run.bundle, items, progress="secure model")
     evaluation.save_records(secure, folder / "records_secure.jsonl")
     shift = logprobs.shift_table(run.bundle, probe_pairs(config, "heldout", 300))
@@ -197,8 +240,10 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
         (folder / "figures" / f"{name}.png").write_bytes(data)
     summary["seconds"] = time.perf_counter() - began
     training.write_json(folder / "summary.json", summary)
+    place = (f"Injections stood {PLACES[config.position]} of the data in training, "
+             "and stand at its end in this test.")
     html = report.render_report(
-        summary, pngs, examples(insecure, secure), asdict(config), NOTES  # it adds the versions
+        summary, pngs, examples(insecure, secure), asdict(config), [*NOTES, place]
     )
     report.write_report(folder / "report.html", html)
     return summary

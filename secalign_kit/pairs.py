@@ -69,11 +69,11 @@ def make_pairs(
     for _ in range(len(hosts) if n is None else n):
         if rng.random() < clean:
             host = next(with_data if rng.random() < 0.5 else without_data)
-            pairs.append(_clean_pair(host, _partner(host, usable, rng)))
+            pairs.append(_clean_pair(host, partner(host, usable, rng)))
         else:
             attack = "naive" if rng.random() < naive else "completion"
             host = next(with_data)
-            payload = _partner(host, usable, rng)
+            payload = partner(host, usable, rng)
             pairs.append(_injected_pair(
                 inject(host, payload, attack, rng=rng, split=split, position=position)
             ))
@@ -187,8 +187,11 @@ def _cycle(samples: list[Sample], rng: random.Random) -> Iterator[Sample]:
         yield from order
 
 
-def _partner(host: Sample, samples: list[Sample], rng: random.Random) -> Sample:
-    """Another sample that asks for something else and has another answer."""
+def partner(host: Sample, samples: list[Sample], rng: random.Random) -> Sample:
+    """Another sample that asks for something else and has another answer.
+
+    Raises ValueError if there is none.
+    """
     for _ in range(_TRIES):
         other = rng.choice(samples)
         if _differs(host, other):

@@ -14,7 +14,8 @@ fall. That is why the kit reports the two log-probabilities apart.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +107,86 @@ def plain_dpo_loss(
     # -log sigmoid(m) = log(1 + exp(-m)), written so that exp never overflows
     loss = max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
     return loss, margin
+
+
+# --- The relatives of DPO that the paper compares with (SecAlign, section 4.6) --------------------
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a preference loss may know of B pairs: summed log-probs in nats and lengths, all [B].
+
+    `kl` is a scalar estimate, in nats, of how far the policy is from the reference on responses
+    that do not belong to their prompts; only `kto_loss` reads it.
+    """
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    ref_chosen: torch.Tensor
+    ref_rejected: torch.Tensor
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+    kl: torch.Tensor | float = 0.0
+
+
+PairLoss = Callable[[PairScores, float], torch.Tensor]
+"""(scores, beta) -> losses [B]."""
+
+
+def sigmoid_loss(scores: PairScores, beta: float) -> torch.Tensor:
+    """DPO: `dpo_loss` without its margins."""
+    return dpo_loss(scores.chosen, scores.rejected, scores.ref_chosen, scores.ref_rejected, beta)[0]
+
+
+def ipo_loss(scores: PairScores, beta: float) -> torch.Tensor:
+    """IPO asks for a gain of 1 / (2 beta) per token (Azar et al., arXiv 2310.12036, eq. 17).
+
+    The gains are means over a response's tokens, as in TRL.
+    """
+    _check_beta(beta)
+    chosen_gain = (scores.chosen - scores.ref_chosen) / scores.chosen_tokens
+    rejected_gain = (scores.rejected - scores.ref_rejected) / scores.rejected_tokens
+    return (chosen_gain - rejected_gain - 1 / (2 * beta)) ** 2
+
+
+def orpo_loss(scores: PairScores, beta: float) -> torch.Tensor:
+    """ORPO needs no reference: the chosen answer's negative log-likelihood per token, plus beta
+    times the log odds ratio's loss (Hong et al., arXiv 2403.07691, equations 4 to 7).
+    """
+    _check_beta(beta)
+    chosen = scores.chosen / scores.chosen_tokens
+    rejected = scores.rejected / scores.rejected_tokens
+    log_odds = chosen - rejected - (_log1mexp(chosen) - _log1mexp(rejected))
+    return -chosen - beta * F.logsigmoid(log_odds)
+
+
+def simpo_loss(scores: PairScores, beta: float, gamma: float = 0.5) -> torch.Tensor:
+    """SimPO needs no reference: chosen must lead per token, by gamma (Meng et al., arXiv
+    2405.14734, equation 6).
+    """
+    _check_beta(beta)
+    lead = scores.chosen / scores.chosen_tokens - scores.rejected / scores.rejected_tokens
+    return -F.logsigmoid(beta * lead - gamma)
+
+
+def kto_loss(scores: PairScores, beta: float) -> torch.Tensor:
+    """KTO judges each response alone, against the policy's general drift `kl` (Ethayarajh et al.,
+    arXiv 2402.01306, equation 7); here the mean of a pair's two losses.
+    """
+    _check_beta(beta)
+    good = torch.sigmoid(beta * (scores.chosen - scores.ref_chosen - scores.kl))
+    bad = torch.sigmoid(beta * (scores.kl - (scores.rejected - scores.ref_rejected)))
+    return ((1 - good) + (1 - bad)) / 2
+
+
+LOSSES: dict[str, PairLoss] = {"dpo": sigmoid_loss, "ipo": ipo_loss, "orpo": orpo_loss,
+                               "kto": kto_loss, "simpo": simpo_loss}
+
+
+def _log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(x)) for x < 0, each half of the range by the form that keeps its digits."""
+    x = x.clamp(max=-1e-7)  # a certain token has log p 0, and infinite odds
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
 def _check_beta(beta: float) -> None:

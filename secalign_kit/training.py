@@ -7,8 +7,11 @@ TRL's `DPOTrainer` does the training; `SharedPrefixDPOTrainer` changes how a bat
 computed (see `shared_prefix`), not what they are. The reference is the model without its adapter
 (no second model in memory), its log-probs are computed once before training.
 
-Limits: on several processes, with `shared_prefix: false` or the loss "ipo" (Azar et al., arXiv
-2310.12036), TRL's own forward pass is used, and a warning says so.
+The losses that the paper compares with (`preference.LOSSES`: IPO, ORPO, KTO, SimPO) and StruQ's
+supervised one run on the same forward pass, so that they differ in nothing but the loss.
+
+Limits: with `shared_prefix: false`, and on several processes, TRL's own forward pass is used, and a
+warning says so; it knows DPO and IPO.
 """
 
 import hashlib
@@ -30,13 +33,12 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
-from . import models, pairs, prompts, shared_prefix
+from . import models, pairs, preference, prompts, shared_prefix
 from .config import RunConfig
 from .models import Bundle
-from .preference import dpo_loss
+from .preference import PairScores, dpo_loss
 from .samples import write_text
 
-LOSSES = {"dpo": "sigmoid", "sft": "sigmoid", "ipo": "ipo"}  # TRL's names for them
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 
 
@@ -141,24 +143,24 @@ class LengthBuckets(Sampler):
 class SharedPrefixDPOTrainer(DPOTrainer):
     """TRL's trainer on encoded pairs with reference log-probs, one sequence per pair.
 
-    `sft_weight` adds that many times the mean negative log p per chosen token; 0 is the paper's
-    loss. With `preference=False` that mean alone is the loss: supervised fine-tuning on the chosen
-    answers, as StruQ does (arXiv 2402.06363, section 4.5).
+    `objective` is a name of `preference.LOSSES`, or "sft": supervised fine-tuning on the chosen
+    answers, the mean negative log p per chosen token, as StruQ does (arXiv 2402.06363, section
+    4.5). `sft_weight` adds that many times the same mean to a preference loss; 0 is the paper's.
     """
 
-    def __init__(self, *args, shared: bool = True, sft_weight: float = 0.0,
-                 preference: bool = True, **kwargs):
+    def __init__(self, *args, shared: bool = True, objective: str = "dpo",
+                 sft_weight: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.precompute_ref_logps = True  # the dataset brings them
-        self.shared = (shared and self.accelerator.num_processes == 1
-                       and self.loss_types == ["sigmoid"])
-        self.sft_weight, self.preference = sft_weight, preference
+        processes = self.accelerator.num_processes
+        self.shared = shared and processes == 1
+        self.objective, self.sft_weight = objective, sft_weight
         if shared and not self.shared:
-            warnings.warn(f"loss {self.loss_types} on {self.accelerator.num_processes} process(es) "
-                          "cannot share prefixes; TRL's own forward pass is used", stacklevel=2)
-        if not self.shared and (sft_weight or not preference):
-            raise ValueError("TRL's own forward pass knows no sft_weight and no loss 'sft'; set "
-                             "shared_prefix to true and use one process")
+            warnings.warn(f"{processes} processes cannot share prefixes; TRL's own forward pass is "
+                          "used", stacklevel=2)
+        if not self.shared and (sft_weight or objective not in ("dpo", "ipo")):
+            raise ValueError(f"TRL's own forward pass knows no sft_weight and no loss {objective}; "
+                             "set shared_prefix to true and use one process")
         if self.shared:
             self.data_collator = self._collate
 
@@ -166,7 +168,12 @@ class SharedPrefixDPOTrainer(DPOTrainer):
         return dataset  # encoded by `encode_pairs`, which keeps roles apart and never cuts
 
     def _collate(self, rows):
-        batch = shared_prefix.collate([as_pair(row) for row in rows], self._tokenizer.pad_token_id)
+        pairs, pad = [as_pair(row) for row in rows], self._tokenizer.pad_token_id
+        batch = shared_prefix.collate(pairs, pad)
+        if self.objective == "kto":  # every prompt with the responses of the pair before it
+            before = [pairs[-1], *pairs[:-1]]
+            batch["mismatched"] = shared_prefix.collate(
+                [(pair[0], *other[1:]) for pair, other in zip(pairs, before, strict=True)], pad)
         for key in ("ref_chosen_logps", "ref_rejected_logps"):
             batch[key] = torch.tensor([row[key] for row in rows])
         return batch
@@ -180,17 +187,30 @@ class SharedPrefixDPOTrainer(DPOTrainer):
         if not self.shared:
             return super()._compute_loss(model, inputs, return_outputs)
         tokens = shared_prefix.token_logprobs(model, inputs)
-        chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
-        losses, margins = dpo_loss(chosen, rejected, inputs["ref_chosen_logps"],
-                                   inputs["ref_rejected_logps"], self.beta)
-        loss, sft_weight = (losses.mean(), self.sft_weight) if self.preference else (0.0, 1.0)
+        sums = (*shared_prefix.sum_responses(tokens, inputs), inputs["ref_chosen_logps"],
+                inputs["ref_rejected_logps"])
+        if self.objective == "sft":
+            loss, sft_weight = 0.0, 1.0
+        else:
+            lengths = shared_prefix.sum_responses(torch.ones_like(tokens), inputs)
+            kl = self._drift(model, inputs["mismatched"]) if self.objective == "kto" else 0.0
+            losses = preference.LOSSES[self.objective](PairScores(*sums, *lengths, kl), self.beta)
+            loss, sft_weight = losses.mean(), self.sft_weight
         if sft_weight:
             loss = loss - sft_weight * tokens[inputs["rejected"] == 0].mean()
-        self._note(margins, chosen, rejected)
+        self._note(dpo_loss(*sums, self.beta)[1], *sums[:2])
         return loss
 
+    @torch.no_grad()
+    def _drift(self, model, batch) -> torch.Tensor:
+        """KTO's reference point: how much likelier mismatched responses became, in nats, or 0."""
+        policy = torch.cat(shared_prefix.pair_logprobs(model, batch))
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            reference = torch.cat(shared_prefix.pair_logprobs(model, batch))
+        return (policy - reference).mean().clamp(min=0)
+
     def _note(self, margins, chosen, rejected) -> None:
-        """TRL's metric names; rewards are beta times the log-prob shift."""
+        """TRL's metric names; rewards are beta times the log-prob shift, whatever the loss."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics["rewards/margins"].append(margins.mean().item())
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
@@ -241,7 +261,8 @@ class RunLog(TrainerCallback):
 def trainer_arguments(config: RunConfig, folder: Path, device: torch.device) -> DPOConfig:
     """Every TRL default that costs time or changes the method is set here."""
     return DPOConfig(
-        output_dir=str(folder / "checkpoints"), beta=config.beta, loss_type=[LOSSES[config.loss]],
+        output_dir=str(folder / "checkpoints"), beta=config.beta,
+        loss_type=["ipo" if config.loss == "ipo" else "sigmoid"],  # for TRL's own forward pass
         learning_rate=config.learning_rate, lr_scheduler_type="cosine",
         per_device_train_batch_size=config.batch_size, num_train_epochs=config.epochs,
         max_length=config.max_length, disable_dropout=config.lora_dropout == 0,
@@ -298,7 +319,7 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         processing_class=bundle.tokenizer, callbacks=list(callbacks),
         peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
                                 config.lora_targets),
-        shared=config.shared_prefix, sft_weight=config.sft_weight, preference=config.loss != "sft",
+        shared=config.shared_prefix, objective=config.loss, sft_weight=config.sft_weight,
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
@@ -335,7 +356,7 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     `config.output` gets `config.yaml`, `pairs/`, `reference.safetensors`, `metrics.jsonl`,
     `versions.json` and `adapter/`.
     `on_record` gets each record of the log as it comes. Raises ValueError if a pair does not fit
-    `max_length`, if the folder holds another run, or if `loss: sft` is asked of TRL's own path.
+    `max_length` or if the folder holds another run.
     """
     began, folder = time.perf_counter(), Path(config.output)
     refuse_other_run(config)

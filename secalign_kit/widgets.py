@@ -491,12 +491,14 @@ def token_lens(bundle: Bundle) -> View:
 
 @dataclass(frozen=True)
 class Point:
-    """What one adapter strength gives on sets: ASR per attack, utility, margin (beta * nats)."""
+    """What one adapter strength gives on sets: ASR per attack and utility, and over the pairs the
+    mean `margin` (beta * nats) and `preference`, log p(chosen) - log p(rejected) in nats."""
 
     strength: float
     asr: dict[str, Rate]
     utility: Rate
     margin: float
+    preference: float
     pairs: int
 
 
@@ -518,7 +520,8 @@ def measure_strengths(bundle: Bundle, n: int = 20, strengths: Sequence[float] = 
         margins = preference.dpo_loss(*policy, *reference, beta)[1]
         summary = evaluation.summarize(records)
         points.append(Point(value, summary["asr"], summary["clean_utility"],
-                            float(margins.mean()), len(rows)))
+                            float(margins.mean()), float((policy[0] - policy[1]).mean()),
+                            len(rows)))
     return points
 
 
@@ -551,13 +554,11 @@ def sets_html(points: Sequence[Point], strength: float, attack: str) -> str:
     return meters_html(rows, f"Held-out sets, measured at strength {point.strength:.2f}")
 
 
-def dial_table(points: Sequence[Point]) -> str:
-    """Every measured strength with rates, n and 95% intervals, as a table."""
-    attacks = list(points[0].asr)
-    head = ("strength", *(f"ASR {a.replace('_', '-')}" for a in attacks), "utility", "mean margin")
-    rows = [(f"{p.strength:.2f}", *(str(p.asr[a]) for a in attacks), str(p.utility),
-             _number(p.margin, "+.2f")) for p in points]
-    return table_html(head, rows, "Adapter strength against ASR, utility and margin (beta * nats)")
+def dial_twin(points: Sequence[Point]) -> dict:
+    """Every measured strength, with the attack that succeeds most often there, as a PNG."""
+    rows = [{"strength": p.strength, "asr": max(p.asr.values(), key=lambda rate: rate.value),
+             "utility": p.utility, "margin": p.preference} for p in points]
+    return _png(figures.strength_dial(rows))
 
 
 @dataclass(frozen=True)
@@ -631,7 +632,9 @@ def adapter_dial(bundle: Bundle, points: Sequence[Point] | None = None) -> View:
             show()
 
     def twin() -> dict:
-        return {"text/html": dial_table(state["points"]) if state["points"] else parts.live.value}
+        if not state["points"]:
+            return {"text/html": parts.live.value}
+        return dial_twin(state["points"])
 
     parts.strength.observe(turn, "value")
     parts.attack.observe(show, "value")
