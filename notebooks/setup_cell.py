@@ -23,7 +23,7 @@ if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"
     os.system(f"{sys.executable} -m pip install -q --no-deps {kit} trl bitsandbytes")
 warnings.filterwarnings("ignore")
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
-importlib.import_module("secalign_kit")  # before its requirements, whose remarks it silences
+kit = importlib.import_module("secalign_kit")  # before its requirements, whose remarks it silences
 '''.strip()
 
 

@@ -50,7 +50,7 @@ def test_outputs_hold_no_stderr_no_bars_no_widget_state_no_paths(notebook):
             assert output.get("name") != "stderr", output
             text = json.dumps(output)
             assert "widget-view" not in text and "it/s]" not in text
-            assert "site-packages" not in text and '"/' not in text
+            assert "site-packages" not in text and '"/' not in text and "'/" not in text
 
 
 def test_rhythm_cells_are_short_and_prose_comes_between(notebook):
