@@ -8,7 +8,7 @@ import ipywidgets
 import pandas as pd
 import pytest
 
-from secalign_kit import demo, evaluation, logprobs, models, training, widgets
+from secalign_kit import demo, evaluation, figures, logprobs, models, training, widgets
 from secalign_kit.evaluation import rate
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
@@ -68,7 +68,7 @@ def tokens(text="No"):
 
 def points():
     return [widgets.Point(s, {"naive": rate(round(10 - 10 * min(s, 1)), 10), "ignore": rate(5, 10)},
-                          rate(9, 10), 4.0 * s, 10) for s in (0.0, 0.5, 1.0)]
+                          rate(9, 10), 4.0 * s, 40 * s - 3, 10) for s in (0.0, 0.5, 1.0)]
 
 
 def records(text="Count the words."):
@@ -183,7 +183,15 @@ def test_the_nearest_measured_strength_is_shown_and_named():
     assert widgets.nearest(points(), 0.6).strength == 0.5
     text = harmless(widgets.sets_html(points(), 0.6, "naive")).text
     assert "strength 0.50" in text and "50.0%" in text and "n=10" in text and "+2.00" in text
-    assert harmless(widgets.dial_table(points())).text.count("n=10") == 9
+
+
+def test_the_dials_twin_draws_the_strongest_attack_and_the_preference_in_nats(monkeypatch):
+    seen = []
+    draw = figures.strength_dial
+    monkeypatch.setattr(figures, "strength_dial", lambda rows: seen.extend(rows) or draw(rows))
+    assert set(widgets.dial_twin(points())) == {"image/png"}
+    assert [row["asr"].value for row in seen] == [1.0, 0.5, 0.5]
+    assert [row["margin"] for row in seen] == [-3.0, 17.0, 37.0]
 
 
 def test_failing_items_are_obeyed_injections_first_then_wrong_answers():
@@ -377,11 +385,12 @@ def test_the_dial_turns_and_measures(secured):
     at_one = parts.live.value
     parts.strength.value = 0.0
     assert parts.live.value != at_one and "strength 0.00" in parts.live.value
+    assert set(view.twin()) == {"text/html"}
     parts.samples.value = 5
     parts.measure.click()
     assert "n=5" in parts.sets.value and "strength 0.00" in parts.sets.value
     parts.strength.value = 1.5
-    assert "strength 1.50" in parts.sets.value and "text/html" in view.twin()
+    assert "strength 1.50" in parts.sets.value and set(view.twin()) == {"image/png"}
 
 
 def test_measured_strengths_start_at_no_margin_and_equal_the_evaluation(secured):
@@ -389,6 +398,8 @@ def test_measured_strengths_start_at_no_margin_and_equal_the_evaluation(secured)
     found = widgets.measure_strengths(secured, n=5, strengths=(0.0, 1.0),
                                       progress=lambda xs: [seen.append(x) or x for x in xs])
     assert seen == [0.0, 1.0] and found[0].margin == pytest.approx(0, abs=1e-5)
+    shift = found[1].preference - found[0].preference
+    assert found[1].margin == pytest.approx(0.1 * shift, rel=1e-4) and found[1].pairs == 5
     items = widgets._items(secured, evaluation.ATTACKS, 5)
     summary = evaluation.summarize(evaluation.evaluate(secured, items))
     assert found[1].asr == summary["asr"] and found[1].utility == summary["clean_utility"]
