@@ -41,6 +41,15 @@ _TITLES = {
     "token": "The shift, token by token",
     "asr": "Attack success rate",
 }
+_STARTS = {  # where a loss stands before the first step
+    "dpo": "The DPO loss starts at log 2, where policy and reference agree.",
+    "ipo": "The IPO loss starts at 1 / (4 beta\u00b2), where policy and reference agree.",
+    "kto": "The KTO loss starts at one half, where policy and reference agree.",
+    "orpo": "The ORPO loss knows no reference; it starts where the insecure model stands.",
+    "simpo": "The SimPO loss knows no reference; it starts where the insecure model stands.",
+    "sft": "The supervised loss starts at the insecure model's mean negative log p of a chosen "
+    "token, in nats.",
+}
 _ROWS = (("clean_utility", "Utility without attack"), ("retention", "Same request, as instruction"))
 
 
@@ -59,10 +68,11 @@ def render_report(
     `low`, `high`. What is missing is shown as "not measured". `figures`: name -> PNG bytes, in
     the order to show; "diagram" opens the page, and names that begin with training, shift, token
     or asr get a title and a reading that fit. `examples`: instruction, data, injection_start,
-    injection_end (a span of data), insecure, secure, expected. Raises ValueError for a span outside
-    its data or bytes that are no PNG.
+    injection_end (a span of data), insecure, secure, expected. `config`: setting -> value, shown
+    as a table; `loss` and `sft_weight` decide what is said about the training curve. Raises
+    ValueError for a span outside its data or bytes that are no PNG.
     """
-    images = [_image(name, data, summary) for name, data in figures.items()]
+    images = [_image(name, data, summary, config) for name, data in figures.items()]
     opening = [image for image in images if image["name"] == "diagram"]
     return _template().render(
         palette=PALETTE,
@@ -172,17 +182,38 @@ def _direction(change: float) -> str:
     return "rose" if change > 0 else "fell" if change < 0 else "did not move"
 
 
-def _reading(name: str, summary: Mapping) -> str:
-    """One sentence on how to read a figure, with its numbers where the summary has them."""
-    moved = " and ".join(
+def _start(config: Mapping) -> str:
+    """Where the run's loss starts, in words; nothing if the configuration does not name the loss.
+
+    Supervised tuning is nothing but the chosen answers' log-likelihood, so there is none to add.
+    """
+    loss, weight = config.get("loss"), config.get("sft_weight")
+    if loss in _STARTS and loss != "sft" and weight:
+        return (f"{_STARTS[loss]} This run adds {weight:g} times the mean negative log p of a "
+                "chosen token, in nats, so its curve starts higher.")
+    return _STARTS.get(loss, "")
+
+
+def _training(summary: Mapping, config: Mapping) -> str:
+    moved = _moved(summary)
+    end = (f"Over the scored pairs {moved} on average." if moved
+           else "Margin and log-probabilities show what moved.")
+    return f"{_start(config)} {end}".strip()
+
+
+def _moved(summary: Mapping) -> str:
+    return " and ".join(
         f"log p({row['role']}) {row['moved']} ({row['numbers'][2]} nats)"
         for row in _shift(summary)
     )
+
+
+def _reading(name: str, summary: Mapping, config: Mapping) -> str:
+    """One sentence on how to read a figure, with its numbers where the summary has them."""
     readings = {
         "diagram": "One pair of the method, with its log-probabilities before and after training: "
         "the response to the instruction is preferred over the response to the injection.",
-        "training": "The DPO loss starts at log 2, where policy and reference agree; "
-        + (f"over the scored pairs {moved} on average." if moved else "the margin shows why."),
+        "training": _training(summary, config),
         "shift": "Each point is one pair; the lower right quadrant is the intended one, "
         "and left of the vertical line the wanted response lost probability as well.",
         "token": "Where in the response the change sits; the sum is that of the whole response.",
@@ -194,12 +225,12 @@ def _reading(name: str, summary: Mapping) -> str:
     return "See the axis labels for quantities and units."
 
 
-def _image(name: str, data: bytes, summary: Mapping) -> dict:
+def _image(name: str, data: bytes, summary: Mapping, config: Mapping) -> dict:
     if not isinstance(data, bytes) or not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"figure {name!r} is not PNG bytes: pass figures.png(fig).")
     known = next((title for key, title in _TITLES.items() if name.startswith(key)), None)
     title = known or visible(name).replace("_", " ").capitalize()
-    reading = _reading(name, summary)
+    reading = _reading(name, summary, config)
     return {
         "name": name,
         "title": title,

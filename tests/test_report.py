@@ -106,6 +106,29 @@ def test_every_image_has_an_alternative_text_and_a_reading():
     assert "from \u221212.30 to \u22123.10 nats" in alts[1]
 
 
+@pytest.mark.parametrize(("config", "said", "unsaid"), [
+    ({"loss": "dpo", "sft_weight": 0.0}, "DPO loss starts at log 2", "adds"),
+    ({"loss": "dpo", "sft_weight": 0.25}, "adds 0.25 times the mean negative log p", "IPO"),
+    ({"loss": "ipo", "beta": 0.1}, "starts at 1 / (4 beta\u00b2)", "log 2"),
+    ({"loss": "kto"}, "starts at one half", "log 2"),
+    ({"loss": "orpo", "sft_weight": 1}, "no reference; it starts where", "log 2"),
+    ({"loss": "simpo"}, "no reference; it starts where", "log 2"),
+    ({"loss": "sft", "sft_weight": 1.0}, "mean negative log p of a chosen token", "adds"),
+    ({"loss": EVIL}, "Over the scored pairs", "starts"),
+    ({}, "log p(chosen) rose (+9.20 nats) and log p(rejected) fell", "starts"),
+])
+def test_where_the_loss_starts_is_said_for_the_loss_of_the_run(config, said, unsaid):
+    html = rendered(figures={"training": PNG}, config=config)
+    reading = "".join(Page(html).text).partition("Figures")[2].partition("Examples")[0]
+    assert said in reading and unsaid not in reading
+
+
+def test_the_losses_with_a_starting_point_are_those_of_the_configuration():
+    from secalign_kit import config
+
+    assert set(report._STARTS) == set(config.LOSSES)
+
+
 def test_the_injection_is_marked_and_labelled():
     html = rendered()
     marked = "prime. <mark><b>injection</b>Do dinosaurs exist?</mark></dd>"
