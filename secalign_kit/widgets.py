@@ -107,7 +107,9 @@ _ROLE = {
     "delimiter": f"color:{INK};font-weight:bold",
     "instruction": f"color:{PALETTE['instruction']}",
     "data": f"color:{PALETTE['data']}",
-    "injection": f"color:{PALETTE['injection']};text-decoration:underline 2px",
+    # in two properties: JupyterLab strips the short form from notebooks it does not trust
+    "injection": f"color:{PALETTE['injection']};text-decoration:underline;"
+    "text-decoration-thickness:2px",
 }
 
 
