@@ -1,4 +1,4 @@
-"""`python -m benchmarks [dpo scoring asr]`: the tables, as markdown and JSON in `runs/bench`."""
+"""`python -m benchmarks [startup scoring asr dpo]`: tables, markdown and JSON, in `runs/bench`."""
 
 import argparse
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 warnings.filterwarnings("ignore")
 
-from . import asr, dpo, measuring, scoring  # noqa: E402
+from . import asr, dpo, measuring, scoring, startup  # noqa: E402
 
-PARTS = {"scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo}
+PARTS = {"startup": startup.startup, "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo}
 
 
 def main() -> None:

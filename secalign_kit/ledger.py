@@ -13,8 +13,8 @@ optimization-based attacks are not run here, so claims that rest on them are "no
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -360,13 +360,3 @@ def markdown(entries: Iterable[Entry]) -> str:
             for number, e in enumerate(entries, 1)]
     return "\n".join(["| | claim | papers | here | verdict | rule |", "|---|---|---|---|---|---|",
                       *rows, ""])
-
-
-def frame(entries: Iterable[Entry]) -> pd.DataFrame:
-    """The ledger as a table, one row per claim."""
-    return pd.DataFrame([asdict(entry) for entry in entries])
-
-
-def plain(evidence_rate: Rate) -> Mapping:
-    """A rate as the mapping that figures read."""
-    return asdict(evidence_rate)

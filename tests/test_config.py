@@ -32,10 +32,19 @@ def test_text_from_the_command_line_takes_the_fields_type():
     ({"learning_rate": "fast"}, "learning_rate"), ({"sft_weight": -1}, "sft_weight"),
     ({"beta": "inf"}, "beta is inf"), ({"lora_targets": "[]"}, "empty"),
     ({"lora_targets": "q_proj"}, "lora_targets"), ({"beta": "[1"}, "no YAML"),
+    ({"loss": "rlhf"}, "choose dpo"), ({"responses": "mine"}, "choose samples, or self"),
+    ({"loss": "sft", "shared_prefix": False}, "knows dpo and ipo"),
+    ({"sft_weight": 1.0, "shared_prefix": False}, "without sft_weight"),
 ])
 def test_bad_values_are_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
         RunConfig().replace(**changes)
+
+
+def test_every_preference_loss_has_a_name_in_the_configuration():
+    from secalign_kit import config, preference
+
+    assert set(config.LOSSES) == {*preference.LOSSES, "sft"}
 
 
 def test_the_constructor_reads_values_as_replace_does():

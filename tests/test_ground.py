@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["samples", "injections", "pairs", "prompts", "preference", "shared_prefix", "training",
          "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo",
-         "widgets", "checks", "cli"]
+         "study", "ledger", "widgets", "checks", "cli"]
 ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

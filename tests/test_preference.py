@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from secalign_kit.preference import (
+    LOSSES,
+    PairScores,
     dpo_loss,
     plain_dpo_loss,
     plain_response_logprob,
@@ -184,3 +186,79 @@ def test_loss_equals_the_one_trl_logs(tmp_path):
     assert logged["rewards/margins"] == pytest.approx(margins.mean().item(), rel=2e-3, abs=1e-3)
     assert logged["logps/chosen"] == pytest.approx(ours[0][:2].mean().item(), rel=2e-3)
     assert logged["logps/rejected"] == pytest.approx(ours[0][2:].mean().item(), rel=2e-3)
+
+
+# --- The relatives of DPO -------------------------------------------------------------------------
+
+
+def some_scores(seed=0, rows=6, kl=0.7):
+    generator = torch.Generator().manual_seed(seed)
+    sums = [-20 * torch.rand(rows, generator=generator) - 0.1 for _ in range(4)]
+    lengths = [torch.randint(1, 9, (rows,), generator=generator) for _ in range(2)]
+    return PairScores(*sums, *lengths, kl)
+
+
+def plain_loss(name, chosen, rejected, ref_chosen, ref_rejected, c, r, kl, beta):
+    """The specifications: one pair, floats, the formulas as the papers print them."""
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    def odds(mean):
+        return math.exp(mean) / (1 - math.exp(mean))
+
+    return {
+        "dpo": lambda: -math.log(sigmoid(beta * (chosen - ref_chosen - rejected + ref_rejected))),
+        "ipo": lambda: ((chosen - ref_chosen) / c - (rejected - ref_rejected) / r
+                        - 1 / (2 * beta)) ** 2,
+        "orpo": lambda: -chosen / c - beta * math.log(sigmoid(math.log(
+            odds(chosen / c) / odds(rejected / r)))),
+        "simpo": lambda: -math.log(sigmoid(beta * (chosen / c - rejected / r) - 0.5)),
+        "kto": lambda: ((1 - sigmoid(beta * (chosen - ref_chosen - kl)))
+                        + (1 - sigmoid(beta * (kl - rejected + ref_rejected)))) / 2,
+    }[name]()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_every_loss_equals_its_plain_formula(name, beta):
+    s = some_scores()
+    columns = [x.tolist() for x in (s.chosen, s.rejected, s.ref_chosen, s.ref_rejected,
+                                    s.chosen_tokens, s.rejected_tokens)]
+    wanted = [plain_loss(name, *row, s.kl, beta) for row in zip(*columns, strict=True)]
+    assert LOSSES[name](s, beta).tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_orpo_equals_trls():
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    s = some_scores()
+    means = s.chosen / s.chosen_tokens, s.rejected / s.rejected_tokens
+    fake = type("Trainer", (), {"beta": 0.3, "accelerator": type("A", (), {"device": "cpu"})})
+    theirs = orpo.ORPOTrainer.odds_ratio_loss(fake, *means)[0]  # negative, without the likelihood
+    assert LOSSES["orpo"](s, 0.3).tolist() == pytest.approx((-means[0] - theirs).tolist(), rel=1e-4)
+
+
+def test_simpo_equals_trls():
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    s = some_scores()
+    means = s.chosen / s.chosen_tokens, s.rejected / s.rejected_tokens
+    fake = type("Trainer", (), {
+        "beta": 2.0, "simpo_gamma": 0.5, "alpha": 0.0, "label_smoothing": 0.0,
+        "loss_type": "simpo", "accelerator": type("A", (), {"device": "cpu"})})
+    theirs = cpo.CPOTrainer.cpo_loss(fake, *means)[0]
+    assert LOSSES["simpo"](s, 2.0).tolist() == pytest.approx(theirs.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_falls_when_chosen_rises_and_rejected_falls(name):
+    values = [x.clone().requires_grad_() for x in (some_scores().chosen, some_scores().rejected)]
+    rest = some_scores()
+    scores = PairScores(*values, rest.ref_chosen, rest.ref_rejected, rest.chosen_tokens,
+                        rest.rejected_tokens, rest.kl)
+    LOSSES[name](scores, 0.01).sum().backward()  # IPO's target is far: it wants more of both
+    assert (values[0].grad < 0).all() and (values[1].grad > 0).all()
+
+
+def test_a_certain_token_gives_orpo_no_infinity():
+    one = torch.ones(1)
+    scores = PairScores(0 * one, -3 * one, 0 * one, 0 * one, one, one)
+    assert torch.isfinite(LOSSES["orpo"](scores, 0.1)).all()

@@ -133,21 +133,50 @@ def test_supervised_loss_is_the_mean_of_the_chosen_tokens(tiny_config, tmp_path)
     assert loss.item() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_a_loss_that_cannot_share_says_so_and_uses_trls_own_path(tiny_config, tmp_path):
+def test_ipo_on_the_shared_prefix_equals_trls_own_path(tiny_config, tmp_path):
+    found = {}
+    for shared in (True, False):
+        config = dataclasses.replace(tiny_config, four_bit=False, loss="ipo", shared_prefix=shared)
+        bundle = models.load("toy", four_bit=False)
+        rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+        rows = rows.map(lambda row: {"ref_rejected_logps": row["ref_rejected_logps"] + 2.0})
+        trainer = training.build_trainer(config, bundle, rows, tmp_path / str(shared))
+        batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
+        found[shared] = trainer.compute_loss(trainer.model, batch).item()
+    assert found[True] == pytest.approx(found[False], rel=1e-5)
+    assert found[True] != pytest.approx((1 / (2 * tiny_config.beta)) ** 2, rel=1e-3)
+
+
+def test_kto_scores_prompts_with_the_responses_of_another_pair(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, four_bit=False, loss="kto")
     bundle = models.load("toy", four_bit=False)
-    config = dataclasses.replace(tiny_config, four_bit=False, loss="ipo")
     rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
-    with pytest.warns(UserWarning, match="TRL's own forward pass"):
-        trainer = training.build_trainer(config, bundle, rows, tmp_path)
-    batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
-    # before training the margin is 0, and IPO asks for 1 / (2 beta): its loss is that, squared
-    loss = trainer.compute_loss(trainer.model, batch)
-    assert loss.item() == pytest.approx((1 / (2 * config.beta)) ** 2, rel=1e-3)
+    trainer = training.build_trainer(config, bundle, rows, tmp_path)
+    batch = trainer.data_collator([rows[i] for i in range(8)])
+    mixed = batch["mismatched"]
+    wanted = [*rows[7]["chosen_ids"], *rows[7]["rejected_ids"]]  # the first prompt has the last's
+    assert mixed["target"][mixed["row"] == 0].tolist() == wanted
+    # an untrained policy has not drifted, gains nothing, and pays 1 - sigmoid(0)
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    assert loss.item() == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["orpo", "kto", "simpo"])
+def test_a_run_with_another_loss_prefers_chosen(tiny_config, loss):
+    config = dataclasses.replace(tiny_config, loss=loss, n_pairs=64, learning_rate=3e-3)
+    run = training.train(config, demo.training_pairs(config),
+                         demo.probe_pairs(config, "validation", 16), progress=False)
+    first, last = run.metrics[0], run.metrics[-1]
+    margin = [r["chosen_logprob"] - r["rejected_logprob"] for r in (first, last)]
+    assert margin[1] > margin[0]
 
 
 def test_trls_own_path_refuses_what_it_does_not_know(tiny_config, tmp_path):
     bundle = models.load("toy", four_bit=False)
-    config = dataclasses.replace(tiny_config, four_bit=False, loss="sft", shared_prefix=False)
+    config = dataclasses.replace(tiny_config, four_bit=False)
     rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
-    with pytest.raises(ValueError, match="no sft_weight"):
-        training.build_trainer(config, bundle, rows, tmp_path)
+    with pytest.raises(ValueError, match="knows no sft_weight"):
+        SharedPrefixDPOTrainer(
+            bundle.model, args=training.trainer_arguments(config, tmp_path, bundle.device),
+            train_dataset=rows, processing_class=bundle.tokenizer, shared=False, objective="orpo",
+            peft_config=models.lora(4, 4, 0.0, ("q_proj",)))

@@ -1,0 +1,98 @@
+"""The study trains what is missing, asks every condition, and its tables are views of records."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from secalign_kit import injections, study
+from secalign_kit.samples import shipped_samples
+
+
+def test_variants_differ_from_the_base_in_what_they_say(tmp_path):
+    for variant, changes in study.VARIANTS.items():
+        settings = study.config(variant, 2, tmp_path)
+        assert settings.seed == 2 and settings.output.endswith(f"{variant}-2")
+        for name, value in changes.items():
+            assert getattr(settings, name) == value
+    assert study.config("secalign", 0, tmp_path).replace(output="x") == study.BASE.replace(
+        output="x", seed=0)
+
+
+def test_an_unknown_variant_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="choose one of secalign"):
+        study.config("secaline", 0, tmp_path)
+
+
+def test_every_attack_is_seen_or_unseen_and_never_both():
+    seen = {"naive", *study.PAPER_ATTACKS}
+    assert seen | set(study.UNSEEN) == set(injections.ATTACKS) and not seen & set(study.UNSEEN)
+
+
+def test_every_variant_is_asked_known_conditions_and_always_its_utility():
+    assert set(study.ASKED) == {"insecure", *study.VARIANTS}
+    for names in study.ASKED.values():
+        assert set(names) <= set(study.CONDITIONS) and {"clean", "seen"} <= set(names)
+
+
+@pytest.mark.parametrize("name", study.CONDITIONS)
+def test_a_condition_makes_the_items_it_names(name, toy):
+    condition = study.CONDITIONS[name]
+    items = condition.items(toy, 2)
+    if condition.target == "fidelity":
+        assert {i.attack for i in items} == {"fidelity"}
+    elif not condition.attacks:
+        assert len(items) == len(shipped_samples("heldout")) and items[0].attack == "none"
+        assert name.startswith("clean")
+    else:
+        assert [i.attack for i in items] == [a for a in condition.attacks for _ in range(2)]
+        assert {i.target for i in items} == {condition.target}
+
+
+def test_the_words_of_the_witnesses_stand_in_their_items(toy):
+    for witness in injections.OTHER_WITNESSES:
+        for item in study.CONDITIONS[witness.id].items(toy, 3):
+            assert item.witness == witness.answer and witness.answer in item.data
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(study, "BASE", study.BASE.replace(n_pairs=32, batch_size=16))
+    monkeypatch.setattr(study, "VARIANTS", {"secalign": {}})
+    monkeypatch.setattr(study, "ASKED", {"insecure": ("seen", "fidelity"), "secalign": ("seen",)})
+
+
+def test_a_study_is_made_once_and_goes_on(small, tmp_path, monkeypatch):
+    first = study.run_study(tmp_path, seeds=1, n=2)
+    assert list(first.columns) == list(study.COLUMNS)
+    assert set(first.variant) == {"insecure", "secalign"}
+    assert set(first[first.condition == "fidelity"].measure) == {"fidelity", "treated_as_request"}
+    path = tmp_path / "secalign-0" / "records" / "seen.jsonl"
+    path.write_text(path.read_text()[:-30])  # killed while it wrote
+    monkeypatch.setattr(study.training, "train", None)  # training again would fail
+    again = study.run_study(tmp_path, seeds=1, n=2)
+    pd.testing.assert_frame_equal(first, again)
+    assert study.trajectories(tmp_path).step.tolist()[0] == 0
+    shift = study.shifts(tmp_path)
+    assert shift.variant.tolist() == ["secalign"] and (shift.n == 300).all()
+
+
+def test_counts_are_sums_over_the_records(tmp_path):
+    base = {"right": False, "obeyed": True}
+    records = [{"attack": "none", **base}, {"attack": "ignore", **base},
+               {"attack": "ignore", "right": True, "obeyed": False}]
+    folder = tmp_path / "struq-1" / "records"
+    folder.mkdir(parents=True)
+    (folder / "seen.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    counts = study.measurements(tmp_path).set_index(["measure", "attack"])
+    assert counts.loc[("asr", "ignore"), ["successes", "n"]].tolist() == [1, 2]
+    assert counts.loc[("right", "ignore"), "successes"] == 1
+    assert counts.loc[("utility", "none"), ["successes", "n"]].tolist() == [0, 1]
+    assert set(counts.variant) == {"struq"} and set(counts.seed) == {1}
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no records"):
+        study.measurements(tmp_path)
+    with pytest.raises(ValueError, match="at least one of each"):
+        study.run_study(tmp_path, n=0)
