@@ -148,13 +148,13 @@ def config(variant: str, seed: int, folder: Path) -> RunConfig:
 
 
 def run_study(folder: str | Path = "runs/ledger", seeds: int = 3, n: int = 150,
-              variants: Iterable[str] = tuple(VARIANTS)) -> pd.DataFrame:
+              variants: Iterable[str] | None = None) -> pd.DataFrame:
     """Trains and measures what the folder lacks; returns `measurements` of it.
 
-    `n` held-out samples are attacked per attack. Raises ValueError for an unknown variant, n < 1
-    or seeds < 1.
+    `n` held-out samples are attacked per attack; `variants` are all by default.
+    Raises ValueError for an unknown variant, n < 1 or seeds < 1.
     """
-    folder, variants = Path(folder), list(variants)
+    folder, variants = Path(folder), list(VARIANTS if variants is None else variants)
     if n < 1 or seeds < 1:
         raise ValueError(f"n is {n} and seeds is {seeds}; ask for at least one of each")
     jobs = [(v, s, config(v, s, folder)) for s in range(seeds) for v in variants]
