@@ -57,14 +57,18 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - began, value
 
 
+def ratio_by_round(ours: list[float], theirs: list[float]) -> tuple[float, float, float, int]:
+    """(median, smallest, largest, rounds) of their seconds to ours."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios), len(ratios)
+
+
 def compare(seconds: dict[str, list[float]], theirs: str, measure: str, amount: float, unit: str,
             parity: str, limit: str = "", goal: float | None = None) -> Result:
     """The contender "ours" against another; `amount` is what one round works through."""
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds[theirs], strict=True)]
     per_second = {name: amount / statistics.median(times) for name, times in seconds.items()}
     return Result(measure, theirs, unit, per_second["ours"], per_second[theirs],
-                  statistics.median(ratios), min(ratios), max(ratios), len(ratios), parity, limit,
-                  goal)
+                  *ratio_by_round(seconds["ours"], seconds[theirs]), parity, limit, goal)
 
 
 def machine() -> dict:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import sysconfig
 
-from .measuring import Result, take_turns, timed
+from .measuring import Result, ratio_by_round, take_turns, timed
 
 HELP, IMPORT, FLOOR, TRL = ("secalign-kit --help", "import secalign_kit", "python -c pass",
                             "trl --help")
@@ -53,10 +53,9 @@ def loads_torch(code: str) -> str:
 
 
 def against(seconds: dict[str, list[float]], ours: str, theirs: str, parity: str) -> Result:
-    ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
     return Result(ours, theirs, "s", statistics.median(seconds[ours]),
-                  statistics.median(seconds[theirs]), statistics.median(ratios), min(ratios),
-                  max(ratios), len(ratios), parity)
+                  statistics.median(seconds[theirs]),
+                  *ratio_by_round(seconds[ours], seconds[theirs]), parity)
 
 
 def startup(rounds: int) -> list[Result]:

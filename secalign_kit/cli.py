@@ -43,13 +43,14 @@ def demo(arguments) -> None:
 
 
 def train(arguments) -> None:
-    from . import demo, training
+    from . import demo, models, training
 
     config = _config(arguments)
     if config.output == RunConfig().output:
         config = config.replace(output=f"runs/{Path(arguments.config).stem}")
-    run = training.train(config, demo.training_pairs(config),
-                         demo.probe_pairs(config, "validation", 64))
+    bundle = models.load(config.model, four_bit=config.four_bit)
+    run = training.train(config, demo.training_pairs(config, bundle=bundle),
+                         demo.probe_pairs(config, "validation", 64), bundle)
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
 
 
@@ -95,6 +96,7 @@ def evaluate(arguments) -> None:
 def ledger(arguments) -> None:
     from . import ledger as book
     from . import study
+    from .samples import write_text
 
     folder = Path(arguments.folder)
     if not arguments.shipped:
@@ -103,7 +105,7 @@ def ledger(arguments) -> None:
     entries = book.ledger(evidence)
     if not arguments.shipped:
         book.save_evidence(evidence, folder / "evidence")
-        book.write_text(folder / "ledger.md", book.markdown(entries))
+        write_text(folder / "ledger.md", book.markdown(entries))
     for number, entry in enumerate(entries, 1):
         print(f"{number:2}. {entry.text}  {entry.verdict.upper()}\n    papers: {entry.paper}\n"
               f"    here:   {entry.ours}\n    {entry.why}")

@@ -59,9 +59,13 @@ VARIANTS: dict[str, dict] = {
 
 PAPER_ATTACKS = ("ignore", "completion", "ignore_completion")
 """The optimization-free attacks of the paper's Table 6."""
-UNSEEN = tuple(name for name in injections.ATTACKS if name not in ("naive", *PAPER_ATTACKS))
+SEEN = ("naive", *PAPER_ATTACKS)
+UNSEEN = tuple(name for name in injections.ATTACKS if name not in SEEN)
 """Kinds of attack that stand in no training pair. (Of `ignore` only the phrases are unseen.)"""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+_WITNESSES = {w.id: w for w in (injections.WITNESS["heldout"], *injections.OTHER_WITNESSES)}
 
 
 @dataclass(frozen=True)
@@ -84,38 +88,36 @@ class Condition:
         if not self.attacks:
             return evaluation.clean_items(samples)
         hosts = [s for s in samples if s.data][:n]
-        if self.target == "payload":
-            return [item for attack in self.attacks for item in
-                    evaluation.payload_items(hosts, attack, bundle, position=self.position)]
-        return [item for attack in self.attacks for item in
-                evaluation.attacked_items(hosts, attack, _witnesses()[self.witness], bundle,
-                                          position=self.position)]
-
-
-def _witnesses() -> dict:
-    return {w.id: w for w in (injections.WITNESS["heldout"], *injections.OTHER_WITNESSES)}
+        items = []
+        for attack in self.attacks:
+            if self.target == "payload":
+                items += evaluation.payload_items(hosts, attack, bundle, position=self.position)
+            else:
+                items += evaluation.attacked_items(hosts, attack, _WITNESSES[self.witness], bundle,
+                                                   position=self.position)
+        return items
 
 
 def _conditions() -> dict[str, Condition]:
     found = {
         "clean": Condition(),
-        "seen": Condition(("naive", *PAPER_ATTACKS)),
+        "seen": Condition(SEEN),
         "unseen": Condition(UNSEEN),
         "start": Condition(("naive", "ignore"), "start"),
         "middle": Condition(("naive", "ignore"), "middle"),
-        "payload": Condition(("naive", *PAPER_ATTACKS), target="payload"),
+        "payload": Condition(SEEN, target="payload"),
         "fidelity": Condition(target="fidelity"),
         "no_filter": Condition(("completion", "ignore_completion"), frontend=False),
     }
     for witness in injections.OTHER_WITNESSES:
-        found[witness.id] = Condition(("naive", *PAPER_ATTACKS), witness=witness.id)
+        found[witness.id] = Condition(SEEN, witness=witness.id)
     for name in DEFENSES:
         if name != "none":
             found[f"clean_{name}"] = Condition(defense=name)
-            found[f"seen_{name}"] = Condition(("naive", *PAPER_ATTACKS), defense=name)
+            found[f"seen_{name}"] = Condition(SEEN, defense=name)
     for strength in STRENGTHS[1:-1]:  # 0 and 1 are the insecure model and the variant itself
         found[f"clean_strength_{strength}"] = Condition(strength=strength)
-        found[f"seen_strength_{strength}"] = Condition(("naive", *PAPER_ATTACKS), strength=strength)
+        found[f"seen_strength_{strength}"] = Condition(SEEN, strength=strength)
     return found
 
 
@@ -127,7 +129,7 @@ _FULL = (*_BRIEF, "unseen", "start", "middle", "payload", "fidelity", "no_filter
          *(w.id for w in injections.OTHER_WITNESSES))
 _DEFENDED = tuple(name for name, c in CONDITIONS.items() if c.defense != "none")
 _DIALLED = tuple(name for name, c in CONDITIONS.items() if c.strength != 1.0)
-ASKED: dict[str, tuple[str, ...]] = {
+ASKED: dict[str, tuple[str, ...]] = dict.fromkeys(VARIANTS, _BRIEF) | {
     "insecure": (*_FULL, *_DEFENDED),
     "secalign": (*_FULL, *_DIALLED),
     "struq": _FULL,
@@ -135,7 +137,6 @@ ASKED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("secalign_double_rate", "secalign_random", "secalign_plus"),
                     (*_BRIEF, "start", "middle")),
 }
-ASKED = dict.fromkeys(VARIANTS, _BRIEF) | ASKED
 """Variant -> the conditions it is measured under."""
 
 
@@ -222,31 +223,21 @@ COLUMNS = ("variant", "seed", "condition", "measure", "attack", "successes", "n"
 def measurements(folder: str | Path) -> pd.DataFrame:
     """Counts of every run, condition, measure and attack, with the columns of `COLUMNS`.
 
-    Measures: "utility" (right answers to clean items), "asr", "right" (right answers under
-    attack), "fidelity" and "treated_as_request". Raises ValueError if the folder holds no records.
+    Measures are those of `evaluation.counts`. Raises ValueError if the folder holds no records.
     """
     rows = []
     for path in sorted(Path(folder).glob("*/records/*.jsonl")):
-        variant, seed = path.parent.parent.name.rsplit("-", 1)
-        for measure_, attack, successes, n in _counts(evaluation.read_records(path)):
-            rows.append((variant, int(seed), path.stem, measure_, attack, successes, n))
+        for found, attack, _, *count in evaluation.counts(evaluation.read_records(path)):
+            rows.append((*_run(path.parent.parent), path.stem, found, attack, *count))
     if not rows:
         raise ValueError(f"{folder} holds no records; run `secalign-kit ledger` there first")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-_MEASURES = {"none": ("utility", None), "fidelity": ("fidelity", "treated_as_request")}
-
-
-def _counts(records: list[dict]) -> Iterable[tuple[str, str, int, int]]:
-    for attack in dict.fromkeys(record["attack"] for record in records):
-        group = [record for record in records if record["attack"] == attack]
-        right = sum(record["right"] for record in group)
-        obeyed = sum(record["obeyed"] for record in group)
-        first, second = _MEASURES.get(attack, ("right", "asr"))
-        yield first, attack, right, len(group)
-        if second:
-            yield second, attack, obeyed, len(group)
+def _run(folder: Path) -> tuple[str, int]:
+    """(variant, seed) of a run's folder."""
+    variant, seed = folder.name.rsplit("-", 1)
+    return variant, int(seed)
 
 
 def trajectories(folder: str | Path) -> pd.DataFrame:
@@ -256,8 +247,7 @@ def trajectories(folder: str | Path) -> pd.DataFrame:
     """
     rows = []
     for path in sorted(Path(folder).glob("*/metrics.jsonl")):
-        variant, seed = path.parent.name.rsplit("-", 1)
-        rows += [(variant, int(seed), record["step"], round(record["chosen_logprob"], 3),
+        rows += [(*_run(path.parent), record["step"], round(record["chosen_logprob"], 3),
                   round(record["rejected_logprob"], 3))
                  for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())
                  if "chosen_logprob" in record]
@@ -268,10 +258,10 @@ def shifts(folder: str | Path) -> pd.DataFrame:
     """Mean log p of 300 held-out pairs before and after each training, in summed nats."""
     rows = []
     for path in sorted(Path(folder).glob("*/shift.csv")):
-        variant, seed = path.parent.name.rsplit("-", 1)
+        variant, seed = _run(path.parent)
         table = pd.read_csv(path)
         means = table[["chosen_before", "chosen_after", "rejected_before", "rejected_after"]].mean()
-        rows.append({"variant": variant, "seed": int(seed), "n": len(table), **means.round(3)})
+        rows.append({"variant": variant, "seed": seed, "n": len(table), **means.round(3)})
     return pd.DataFrame(rows)
 
 
