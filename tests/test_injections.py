@@ -131,12 +131,70 @@ def test_middle_is_the_border_nearest_the_middle():
 
 
 def test_a_near_miss_is_near_and_a_miss():
-    toy = ("<instruction_delimiter>", "<data_delimiter>", "<response_delimiter>")
     for seed in range(30):
-        for marks in (toy, ("[INST]", "[DATA]", "[/INST]")):
+        for marks in (TOY, ("[INST]", "[DATA]", "[/INST]")):
             text = attacked("completion_close", seed=seed, delimiters=marks).data
             assert not any(mark in text for mark in marks)
             assert marks[2].strip("<>[]").casefold()[:4] in text.casefold().replace(" ", "")
+
+
+TOY = ("<instruction_delimiter>", "<data_delimiter>", "<response_delimiter>")
+
+
+@pytest.mark.parametrize("attack", ["completion_combined", "completion_other_combined",
+                                    "completion_close_combined"])
+def test_a_combined_attack_separates_completes_and_revokes(attack):
+    for seed in range(20):
+        got = attacked(attack, seed=seed, delimiters=TOY)
+        text = got.data[got.start : got.end]
+        assert re.match(r"[\n\t]{2,10}\n\n", text)
+        assert any(f"\n{phrase} Do dinosaurs exist?" in text
+                   for phrase in PHRASES["ignore"]["train"])
+        assert any(f"\n{answer}\n" in text for answer in PHRASES["fake_answers"]["train"])
+        assert (TOY[2] in text) is (attack == "completion_combined")
+        assert any(mark[2] in text for mark in PHRASES["markers"]["train"]) is (
+            attack == "completion_other_combined")
+
+
+def test_ignore_sentences_stand_before_after_or_around_the_payload():
+    phrases, payload = PHRASES["ignore"]["train"], DINOSAUR_PAYLOAD.request
+    for seed in range(20):
+        before, after, around = (attacked(name, seed=seed) for name in
+                                 ("ignore", "ignore_after", "ignore_around"))
+        before, after, around = (got.data[got.start : got.end] for got in (before, after, around))
+        assert before.removesuffix(f" {payload}") in phrases
+        assert after.removeprefix(f"{payload} ") in phrases
+        assert [part in phrases for part in around.split(f" {payload} ")] == [True, True]
+
+
+def test_deletion_is_backspaces_and_separation_goes_before_what_it_separates():
+    for seed in range(20):
+        got = attacked("escape_deletion", seed=seed)
+        assert re.fullmatch(r"\x08{2,24}Do dinosaurs exist\?", got.data[got.start : got.end])
+        got = attacked("ignore_separation", seed=seed)
+        assert re.fullmatch(r"[\n\t]{2,10}\S.* Do dinosaurs exist\?", got.data[got.start : got.end])
+        got = attacked("completion_separation", seed=seed, delimiters=TOY)
+        assert re.match(r"[\n\t]{2,10}\n\n<response_delimiter>", got.data[got.start : got.end])
+
+
+def test_other_markers_are_used_though_real_ones_are_known():
+    got = attacked("completion_other", delimiters=TOY)
+    assert not any(mark in got.data for mark in TOY)
+    assert any(all(mark in got.data for mark in (marks[0], marks[2]))
+               for marks in PHRASES["markers"]["train"])
+
+
+def test_an_impersonator_agrees_before_the_payload_and_a_hijack_frames_it():
+    text = attacked("impersonation").data
+    for ask, reply, agreed in PHRASES["turns"]["train"]:
+        if f"{reply}: {agreed}" in text:
+            assert text.index(f"{reply}: {agreed}") < text.index(f"{ask}: Do dinosaurs exist?")
+            break
+    else:
+        pytest.fail(f"no faked turn in {text!r}")
+    frames = [phrase.format(payload="Do dinosaurs exist?")
+              for phrase in PHRASES["hijacks"]["train"]]
+    assert any(attacked("hijack").data.endswith(frame) for frame in frames)
 
 
 def test_a_witness_goes_abroad_and_into_base64():
