@@ -287,6 +287,37 @@ def _left(filter, text: str) -> str | None:
     return next((string for string in _RESERVED if string in kept), None)
 
 
+@_verdict
+def check_break(filter: Callable[[str], str], text: str) -> Verdict:
+    """Whether a reserved string of the format "toy" comes out of `filter(text)`.
+
+    `filter` deletes the strings of `reserved` in their order, each as often as it occurs; `text`
+    has at most `LONGEST` characters. Source: StruQ, section 4.3.
+    """
+    if text is None or text is ...:
+        raise _Mistake("Not solved yet: write a text.")
+    if not isinstance(text, str):
+        raise _Mistake(f"Not yet: the text is a {type(text).__name__}; write a string.")
+    if len(text) > LONGEST:
+        raise _Mistake(f"Not yet: {len(text)} characters; stay within {LONGEST}.")
+    born = [string for string in _RESERVED if string in _filtered(filter, text)]
+    if born:
+        return f"{born[0]} comes out, and the filter itself has put it together."
+    typed = [string for string in _RESERVED if string in text]
+    if not typed:
+        raise _Mistake("Not yet: the filter finds nothing to delete in your text. Give it a "
+                       "delimiter to delete whose loss joins the halves of another.")
+    joined = next((string for string in _RESERVED if string in text.replace(typed[0], "")), None)
+    if joined is None:
+        raise _Mistake(f"Not yet: {typed[0]!r} is deleted and nothing is left. Put it inside "
+                       "another delimiter, so that its halves meet.")
+    if joined == typed[0]:
+        raise _Mistake(f"Not yet: {joined!r} inside itself does not help, since the filter deletes "
+                       "one string as often as it occurs. Take two different ones.")
+    raise _Mistake(f"Not yet: {typed[0]!r} goes first, so {joined!r} is born before its own turn "
+                   "and deleted too. Let the inner one have the later turn.")
+
+
 # --- 05: the loss --------------------------------------------------------------------------------
 
 _LOGPROBS = ((-3.0, -1.0, -7.5), (-2.0, -6.0, -4.0), (-2.5, -3.5, -5.0), (-2.2, -2.0, -6.5))

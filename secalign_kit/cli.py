@@ -43,32 +43,36 @@ def demo(arguments) -> None:
 
 
 def train(arguments) -> None:
-    from . import demo, models, training
+    from . import demo, pairs, training
 
     config = _config(arguments)
     if config.output == RunConfig().output:
         config = config.replace(output=f"runs/{Path(arguments.config).stem}")
-    bundle = models.load(config.model, four_bit=config.four_bit)
-    run = training.train(config, demo.training_pairs(config, bundle=bundle),
-                         demo.probe_pairs(config, "validation", 64), bundle)
+    bundle = training.base_model(config)
+    dataset = (pairs.load_pairs(arguments.pairs) if arguments.pairs
+               else demo.training_pairs(config, bundle=bundle))
+    run = training.train(config, dataset, demo.probe_pairs(config, "validation", 64), bundle)
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
 
 
 def _attacks(text: str) -> list:
-    """Names, "all", or a JSON file of templates, separated by commas."""
+    """Names, "all", or a JSON file of templates, separated by commas; each attack once.
+
+    Raises ValueError for two files whose templates would have the same names.
+    """
     from . import evaluation, injections
 
-    found: list = []
+    known = {"all": tuple(injections.ATTACKS), "five": evaluation.ATTACKS}
+    found: dict = {}
     for name in text.split(","):
-        if name == "all":
-            found += injections.ATTACKS
-        elif name == "five":
-            found += evaluation.ATTACKS
-        elif name.endswith(".json"):
-            found += injections.load_attacks(name).items()
-        else:
-            found.append(name)
-    return found
+        if not name.endswith(".json"):
+            found |= {attack: attack for attack in known.get(name, (name,))}
+            continue
+        loaded = injections.load_attacks(name)
+        if not found.keys().isdisjoint(loaded):
+            raise ValueError(f"{name}: there are attacks of this name already; rename the file")
+        found |= {attack: (attack, function) for attack, function in loaded.items()}
+    return list(found.values())
 
 
 def evaluate(arguments) -> None:
@@ -77,7 +81,7 @@ def evaluate(arguments) -> None:
     bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
                          format=arguments.format)
-    items = demo.test_items(bundle, arguments.split, arguments.n, arguments.position,
+    items = demo.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
                             _attacks(arguments.attacks), arguments.targets.split(","))
     items = evaluation.shard(items, arguments.shard)
     wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
@@ -158,9 +162,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(demo, "the main job: insecure to secure, with a report", "demo")
     sub.add_argument("--n", type=int, help="attacked samples (default: all held-out ones)")
-    command(train, "train an adapter", "demo")
+    sub = command(train, "train an adapter", "demo")
+    sub.add_argument("--pairs", metavar="FOLDER", help="pairs that `secalign-kit pairs` made")
     sub = command(evaluate, "attack success rates and utility of a model")
-    sub.add_argument("adapter", nargs="?", help="a folder, or a shipped one (default: none)")
+    sub.add_argument("adapter", nargs="?",
+                     help="a run, an adapter's folder, or a shipped one (default: none)")
     sub.add_argument("--model", default="toy", help="a preset, a Hub id or a folder")
     sub.add_argument("--format", help="prompt format, needed for a Hub id or a folder")
     sub.add_argument("--split", default="heldout", choices=("validation", "heldout"))
@@ -201,8 +207,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to one another
     try:
         arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"secalign-kit: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"secalign-kit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("secalign-kit: stopped; run the same command to go on", file=sys.stderr)

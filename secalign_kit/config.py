@@ -28,6 +28,7 @@ class RunConfig:
     """
 
     model: str = "toy"
+    format: str = ""  # the prompt format, for a model that is no preset
     four_bit: bool = True
     seed: int = 0
     n_pairs: int = 6000
@@ -73,9 +74,14 @@ class RunConfig:
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), sft (StruQ) or one of "
                              f"{', '.join(LOSSES)}")
-        if not self.shared_prefix and (self.loss not in ("dpo", "ipo") or self.sft_weight):
-            raise ValueError("shared_prefix false is TRL's own forward pass, which knows dpo and "
-                             f"ipo without sft_weight; for loss {self.loss} leave it true")
+        if not self.shared_prefix and (self.loss == "sft" or self.sft_weight):
+            raise ValueError("shared_prefix false means TRL's own trainers, which know no loss sft "
+                             "and no sft_weight; leave it true")
+        if self.loss == "kto" and self.batch_size < 2:
+            raise ValueError("batch_size is 1; loss kto compares with other pairs of a batch, give "
+                             "2 or more")
+        if not self.output.strip():
+            raise ValueError("output is empty; name a folder, e.g. runs/mine")
         if not self.lora_targets:
             raise ValueError("lora_targets is empty; name layers, e.g. [q_proj, v_proj]")
 

@@ -35,7 +35,7 @@ PLACES = {"end": "at the end", "start": "at the start", "random": "at random pla
 
 
 def recipe(name: str) -> RunConfig:
-    """A shipped recipe (`demo`, `secalign`, `secalign_random`). Raises ValueError for others."""
+    """A shipped recipe of `data/recipes`, such as `demo`. Raises ValueError for others."""
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
         names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
@@ -60,17 +60,18 @@ def training_pairs(config: RunConfig, n: int | None = None, split: str = "train"
     are taken as they are.
     """
     if samples is None and config.responses == "self":
-        bundle = bundle or models.load(config.model, four_bit=config.four_bit)
+        bundle = bundle or training.base_model(config)
         samples = own_answers(bundle, shipped_samples(split), "own answers")
     return pairs.pairs_dataset(
-        samples or shipped_samples(split), seed=config.seed + seed, n=n or config.n_pairs,
+        shipped_samples(split) if samples is None else samples, seed=config.seed + seed,
+        n=config.n_pairs if n is None else n,
         naive=config.naive, position=config.position, clean=config.clean,
     )
 
 
 def probe_pairs(config: RunConfig, split: str, n: int):
     """Injected pairs (none clean) of a split that training does not use."""
-    return pairs.pairs_dataset(shipped_samples(split), seed=1, n=n, naive=config.naive)
+    return pairs.pairs_dataset(shipped_samples(split), seed=1, n=n, naive=config.naive, split=split)
 
 
 def diagram_item() -> Item:
@@ -84,7 +85,7 @@ def diagram_item() -> Item:
 TARGETS = ("witness", "payload", "fidelity")
 
 
-def test_items(bundle: Bundle, split: str = "heldout", n: int | None = None,
+def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = None,
                position: str = "end", attacks=evaluation.ATTACKS,
                targets: Iterable[str] = ("witness",)) -> list[Item]:
     """Clean, retention and attacked items of a split; `n` samples with data are attacked.
@@ -215,8 +216,8 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
     training.refuse_other_run(config)  # before its records would be overwritten
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    bundle = bundle or models.load(config.model, four_bit=config.four_bit)
-    items = [*test_items(bundle, n=n), diagram_item()]
+    bundle = bundle or training.base_model(config)
+    items = [*evaluation_items(bundle, n=n), diagram_item()]
     insecure = evaluation.evaluate(bundle, items, progress="insecure model")
     evaluation.save_records(insecure, folder / "records_insecure.jsonl")
     run = training.train(config, training_pairs(config, bundle=bundle),
@@ -265,10 +266,16 @@ def adapter_card(name: str, config: RunConfig, summary: dict) -> str:
 
 
 def make_adapter(name: str) -> Path:
-    """Trains a shipped adapter by its recipe, measures it, and puts it with its card in `data/`."""
+    """Trains a shipped adapter by its recipe, measures it, and puts it with its card in `data/`.
+
+    Raises ValueError for a name that is not in `models.ADAPTERS`.
+    """
+    if name not in models.ADAPTERS:
+        raise ValueError(f"no shipped adapter {name!r}; choose {', '.join(models.ADAPTERS)}")
     config = recipe(name)
     run = training.train(config, training_pairs(config), probe_pairs(config, "validation", 64))
-    records = evaluation.evaluate(run.bundle, test_items(run.bundle), progress="held-out test")
+    items = evaluation_items(run.bundle)
+    records = evaluation.evaluate(run.bundle, items, progress="held-out test")
     target = models.ADAPTERS[name]
     target.mkdir(parents=True, exist_ok=True)
     weights, settings = "adapter_model.safetensors", "adapter_config.json"

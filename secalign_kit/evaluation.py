@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import defenses, generation, injections, pairs, prompts
-from .models import Bundle
+from .models import Bundle, merged
 from .samples import DINOSAUR_PAYLOAD, Sample, write_text
+from .training import weights_hash
 
 ATTACKS = ("naive", "ignore", "completion", "ignore_completion", "escape_separation")
 
@@ -73,12 +74,13 @@ def clean_items(samples: Iterable[Sample]) -> list[Item]:
 
 
 def retention_items(samples: Iterable[Sample], witness: Sample) -> list[Item]:
-    """Requests as attackers inject them, but from the user: they must still be obeyed."""
-    requests = [witness, DINOSAUR_PAYLOAD, *(s for s in samples if not s.data)]
-    return [
-        Item(s.id or f"request-{number}", "retention", s.instruction, "", s.answer, family=s.family)
-        for number, s in enumerate(requests)
-    ]
+    """The very texts that attackers inject, but in the instruction slot: they must be obeyed there.
+
+    A payload with data of its own stands there with its data, as `injections` would write it.
+    """
+    requests = [witness, DINOSAUR_PAYLOAD, *samples]
+    return [Item(s.id or f"request-{number}", "retention", s.request, "", s.answer, family=s.family)
+            for number, s in enumerate(requests)]
 
 
 NamedAttack = str | tuple[str, injections.Attack]
@@ -167,13 +169,15 @@ JUDGES: dict[str, Callable[[str, str], bool]] = {
 
 
 def obeyed(response: str, witness: str, judge: str = "begins_with") -> bool:
-    """Whether the response answers the injection, by a judge of `JUDGES`; False without a witness.
+    """Whether the response answers the injection, by a judge of `JUDGES`.
+
+    False for a witness of nothing but punctuation, with which every response would begin.
 
     Raises ValueError for an unknown judge.
     """
     if judge not in JUDGES:
         raise ValueError(f"judge {judge!r} is unknown; choose one of {', '.join(JUDGES)}.")
-    return bool(witness) and JUDGES[judge](response, witness)
+    return bool(_wanted(witness)) and JUDGES[judge](response, witness)
 
 
 def _wanted(witness: str) -> str:
@@ -203,8 +207,9 @@ def generate(bundle: Bundle, requests: Sequence[tuple[str, str]], frontend: bool
         witness = witnesses[number]
         return bool(witness) and decided(tokenizer.decode(ids, skip_special_tokens=True), witness)
 
-    ids = generation.greedy(bundle, encoded, keys=keys, settled=settled if witnesses else None,
-                            **options)
+    with merged(bundle):
+        ids = generation.greedy(bundle, encoded, keys=keys, settled=settled if witnesses else None,
+                                **options)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
@@ -215,6 +220,8 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
     Attacks on one sample share the computation of their common start. `verdict_only` ends the
     response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
     """
+    if not items:
+        return []
     early = [verdict_only and bool(i.witness) and i.judge == "begins_with" for i in items]
     witnesses = [i.witness if cut else "" for i, cut in zip(items, early, strict=True)]
     requests = [defenses.apply(defense, item.instruction, item.data) for item in items]
@@ -234,11 +241,12 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
                   chunk: int = 512, **options) -> list[dict]:
     """`evaluate`, with every chunk of items appended to a JSONL file; a killed run goes on there.
 
-    Items whose record the file already holds (same prompt, judge and settings) are not asked again.
+    Items whose record the file already holds (same prompt, judge, settings and weights) are not
+    asked again.
     Returns the records of these items in order. Raises ValueError for a line that is no record.
     """
     matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
-    settings = json.dumps([bundle.name, bundle.adapter, bundle.four_bit, defense, matters],
+    settings = json.dumps([bundle.format.name, weights_hash(bundle), defense, matters],
                           sort_keys=True)
     known = {record["key"]: record for record in read_records(path)} if path.exists() else {}
     keys = [_key(item, settings) for item in items]

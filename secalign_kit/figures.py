@@ -14,6 +14,7 @@ ellipsis in figures (never in data).
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
@@ -22,9 +23,10 @@ from matplotlib import colors, font_manager
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.transforms import Bbox
 from PIL import Image
 
-from . import injections
+from . import evaluation, injections
 from .samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
 PALETTE = {
@@ -45,6 +47,13 @@ STYLE = (  # runs beside each other, in colours that have no other meaning: colo
     ("#8C510A", "--", "^"),
     ("#5E3C99", ":", "D"),
 )
+_ROLES = {  # how the name of a model or a curve begins -> the role whose colour it takes
+    "insecure": "insecure", "undefended": "insecure", "secure": "secure", "secalign": "secure",
+    "asr": "injection", "attack success": "injection",
+    "utility": "instruction", "clean utility": "instruction",
+}  # fmt: skip
+_ROLE_MARKER = MARKER | {"injection": "s", "instruction": "o"}
+NEUTRAL = "#BDBDBD"  # fills the markers of all that have no role; their outline is INK
 
 
 # --- The loss by itself --------------------------------------------------------------------------
@@ -311,34 +320,59 @@ def _mark_injection(axes, parts, x: float, middle: float) -> None:
 # --- Curves, shifts, rates -----------------------------------------------------------------------
 
 
-def training_curves(metrics: Sequence[Mapping]) -> Figure:
+def training_curves(metrics: Sequence[Mapping], log2: bool = True, window: int = 20) -> Figure:
     """Loss, margin and both log-probabilities against the training step.
 
-    `metrics`: rows with `step`, `loss` (nats), `margin` (beta times nats), `chosen_logprob` and
-    `rejected_logprob` (nats per response, mean of the batch). Absent or None values are skipped.
+    `metrics`: rows with `step`, `loss`, `margin` (beta times nats; both of one batch, so faint,
+    under the mean of the last `window` rows), `chosen_logprob` and `rejected_logprob` (nats per
+    response, mean of the probe). Absent or None values are skipped. `log2` marks where the DPO loss
+    begins: pass False for another loss or an added term; a first loss that is not log 2 also drops
+    the mark. Raises ValueError for no rows.
     """
     if not metrics:
         raise ValueError("training_curves: no rows in metrics; log at least one step.")
-    fig = Figure(figsize=(10, 3.4), layout="constrained", facecolor=PAPER)
+    fig = Figure(figsize=(10, 3.7), layout="constrained", facecolor=PAPER)
     loss, margin, logp = fig.subplots(1, 3)
-    _curve(loss, metrics, "loss", INK, "-", "")
-    loss.axhline(math.log(2), color=INK, linestyle=":", linewidth=1.4)
-    loss.annotate(
-        "log 2: before training", (1, math.log(2)), xycoords=("axes fraction", "data"),
-        xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8, color=INK,
-    )  # fmt: skip
-    _dress(loss, "Loss", "training step", "DPO loss (nats per pair)")
-    loss.set_ylim(bottom=0)
+    _batches(loss, metrics, "loss", window)
+    losses = [m["loss"] for m in metrics if m.get("loss") is not None]
+    if log2 and _begins_at_log2(metrics):
+        loss.axhline(math.log(2), color=INK, linestyle=":", linewidth=1.4)
+        loss.annotate(
+            "log 2: before training", (1, math.log(2)), xycoords=("axes fraction", "data"),
+            xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8, color=INK,
+        )  # fmt: skip
+    _dress(loss, "Loss", "training step", "training loss")
     loss.margins(y=0.12)
-    _curve(margin, metrics, "margin", INK, "-", "")
+    if min(losses, default=0) >= 0:
+        loss.set_ylim(bottom=0)
+    _batches(margin, metrics, "margin", window)
     margin.axhline(0, color=INK, linestyle=":", linewidth=1.4)
     _dress(margin, "Margin: chosen over rejected", "training step", "margin (beta \u00d7 nats)")
     for role in ("chosen", "rejected"):
         _curve(logp, metrics, f"{role}_logprob", PALETTE[role], LINE[role], MARKER[role], role)
     _dress(logp, "What moved", "training step", "log p (nats per response)")
-    if logp.lines:
-        logp.legend(frameon=False, fontsize=9, handlelength=4)
+    _legend_below(fig, [loss if loss.get_legend_handles_labels()[1] else margin, logp], 4)
     return fig
+
+
+def _begins_at_log2(metrics: Sequence[Mapping]) -> bool:
+    """False if the loss of the very first step, before any update, is another number."""
+    first = next((m for m in metrics if m.get("loss") is not None), None)
+    return first is None or first["step"] > 1 or abs(first["loss"] - math.log(2)) < 0.02
+
+
+def _batches(axes, metrics: Sequence[Mapping], key: str, window: int) -> None:
+    """Numbers of single batches, faint, and the mean of the last `window` of them."""
+    rows = [m for m in metrics if m.get(key) is not None]
+    if len(rows) <= 2 * window:
+        _curve(axes, rows, key, INK, "-", "")
+        return
+    values = [m[key] for m in rows]
+    axes.plot([m["step"] for m in rows], values, color=INK, alpha=0.3, linewidth=0.7,
+              label="loss, margin: single batch")
+    recent = [values[max(0, k + 1 - window) : k + 1] for k in range(len(rows))]
+    means = [{"step": m["step"], key: sum(v) / len(v)} for m, v in zip(rows, recent, strict=True)]
+    _curve(axes, means, key, INK, "-", "", f"mean of the last {window} batches")
 
 
 def _curve(axes, metrics, key, color, line, marker, label=None) -> None:
@@ -366,11 +400,11 @@ def _dress(axes, title: str, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-_QUADRANTS = (  # chosen rose?, rejected rose?, words, marker, corner (x, y) in axes fractions
-    (True, False, "chosen up, rejected down: intended", "o", (0.98, 0.02)),
-    (False, False, "both down", "v", (0.02, 0.02)),
-    (True, True, "both up", "^", (0.98, 0.98)),
-    (False, True, "chosen down, rejected up: wrong way", "X", (0.02, 0.98)),
+_QUADRANTS = (  # chosen rose?, rejected rose?, words, marker
+    (True, False, "chosen up, rejected down: intended", "o"),
+    (False, False, "both down", "v"),
+    (True, True, "both up", "^"),
+    (False, True, "chosen down, rejected up: wrong way", "X"),
 )
 
 
@@ -378,29 +412,39 @@ def shift_scatter(table) -> Figure:
     """How far training moved the two responses of every pair.
 
     `table`: a DataFrame with `id`, `chosen_before`, `chosen_after`, `rejected_before`,
-    `rejected_after` (nats per response). Below the diagonal the margin grew. "up" means a change
-    above zero. Raises ValueError for missing columns, no rows, or values that are not finite.
+    `rejected_after` (nats per response). The marker says in which quadrant a pair lies; the legend
+    counts them. Below the diagonal the margin grew. "up" means a change above zero. Raises
+    ValueError for missing columns, no rows, or values that are not finite.
     """
     chosen, rejected = _shifts(table)
-    fig = Figure(figsize=(6.6, 5.4), layout="constrained", facecolor=PAPER)
+    fig = Figure(figsize=(7, 5.8), layout="constrained", facecolor=PAPER)
     axes = fig.subplots()
-    for up, rejected_up, words, marker, (x, y) in _QUADRANTS:
+    for up, rejected_up, words, marker in _QUADRANTS:
         here = ((chosen > 0) == up) & ((rejected > 0) == rejected_up)
         axes.scatter(
-            chosen[here], rejected[here], marker=marker, s=30, color=INK,
-            edgecolor=PAPER, linewidth=0.5, alpha=0.65,
-        )  # fmt: skip
-        axes.text(
-            x, y, f"{words}\n{int(here.sum())} of {len(chosen)}", transform=axes.transAxes,
-            ha="left" if x < 0.5 else "right", va="bottom" if y < 0.5 else "top", fontsize=9,
-            bbox={"facecolor": PAPER, "edgecolor": FAINT, "alpha": 0.9, "pad": 3}, color=INK,
+            chosen[here], rejected[here], marker=marker, s=30, color=INK, edgecolor=PAPER,
+            linewidth=0.5, alpha=0.65, label=f"{words} ({int(here.sum())})",
         )  # fmt: skip
     _quadrant_limits(axes, chosen, rejected)
     _dress(
         axes, f"The shift of {len(chosen)} pairs", "change of log p(chosen) (nats per response)",
         "change of log p(rejected) (nats per response)",
     )  # fmt: skip
+    _legend_below(fig, [axes], 2)
     return fig
+
+
+def _legend_below(fig: Figure, panels: Sequence, columns: int) -> None:
+    """The legend of the panels under them, where it hides nothing; names stay text."""
+    pairs = [pair for axes in panels
+             for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    if not pairs:
+        return
+    handles, labels = zip(*pairs, strict=True)
+    legend = fig.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center",
+                        ncols=columns, handlelength=3)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _shifts(table):
@@ -422,18 +466,15 @@ def _shifts(table):
 
 
 def _quadrant_limits(axes, x, y) -> None:
-    """Both zeros inside, room for the words in the corners, and the line of equal shifts."""
+    """Both zeros inside, with a strip of every quadrant, and the line of equal shifts."""
     for values, setter in ((x, axes.set_xlim), (y, axes.set_ylim)):
         low, high = min(0.0, values.min()), max(0.0, values.max())
-        pad = 0.25 * max(high - low, 1.0)
+        pad = 0.12 * max(high - low, 1.0)
         setter(low - pad, high + pad)
     axes.axhline(0, color=INK, linewidth=1)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.axline((0, 0), slope=1, color=INK, linestyle=":", linewidth=1.2)
-    axes.annotate(
-        "dotted: equal shifts; below it the margin grew", (1, 1.01), xycoords="axes fraction",
-        ha="right", fontsize=8, color=INK,
-    )  # fmt: skip
+    axes.axline((0, 0), slope=1, color=INK, linestyle=":", linewidth=1.2,
+                label="equal shifts; below, the margin grew")
 
 
 def token_strip(
@@ -517,31 +558,46 @@ def _strip_scale(fig: Figure, shade: ScalarMappable, height: float) -> None:
 def asr_bars(summary: Mapping) -> Figure:
     """Attack success rate per attack, insecure beside secure, with 95% Wilson intervals and n.
 
-    `summary`: `{"insecure": {"asr": {attack: rate}}, "secure": ...}`; a rate has `value`, `n`,
-    `low`, `high` (fractions), as a mapping or an object. An attack measured on one model only
-    shows "not measured" for the other.
+    `summary`: `{"insecure": {"asr": {attack: rate}, "clean_utility": rate}, "secure": ...}`; a rate
+    has `value`, `n`, `low`, `high` (fractions), as a mapping or an object. `clean_utility` may be
+    absent; where it is there, it stands apart on the right. What was measured on one model only
+    shows "not measured" for the other. Raises ValueError for no attack.
     """
-    rates = {which: summary.get(which, {}).get("asr", {}) for which in ("insecure", "secure")}
-    attacks = list(dict.fromkeys([*rates["insecure"], *rates["secure"]]))
+    asr = {which: summary.get(which, {}).get("asr", {}) for which in ("insecure", "secure")}
+    attacks = list(dict.fromkeys([*asr["insecure"], *asr["secure"]]))
     if not attacks:
         raise ValueError("asr_bars: no attack in summary['insecure' or 'secure']['asr'].")
-    fig = Figure(figsize=(max(6.0, 1.45 * len(attacks) + 1.6), 4), layout="constrained")
+    groups = [(k, a, {w: asr[w].get(a) for w in asr}) for k, a in enumerate(attacks)]
+    clean = {which: summary.get(which, {}).get("clean_utility") for which in asr}
+    split = len(attacks) - 0.2  # where utility, for which high is good, is set apart
+    if any(rate is not None for rate in clean.values()):
+        groups.append((len(attacks) + 0.6, "clean utility", clean))
+    fig = Figure(figsize=(max(6.6, 1.45 * len(groups) + 1.6), 4), layout="constrained",
+                 facecolor=PAPER)
     axes = fig.subplots()
     for which, offset in (("insecure", -0.2), ("secure", 0.2)):
-        for place, attack in enumerate(attacks):
-            _bar(axes, place + offset, rates[which].get(attack), which)
-    labels = [f"{_drawable(a, 40)}\n{_counts(rates, a)}".replace("_", " ") for a in attacks]
-    axes.set_xticks(range(len(attacks)), labels, parse_math=False)
+        for place, _, rates in groups:
+            _bar(axes, place + offset, rates[which], which)
+    labels = [(_drawable(name, 40) + _n(r.values(), "\n")).replace("_", " ")
+              for _, name, r in groups]
+    axes.set_xticks([place for place, _, _ in groups], labels, parse_math=False)
     axes.set_ylim(0, 118)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_xlim(-0.6, len(attacks) - 0.4)
-    _dress(
-        axes, "Attack success rate (lower is safer)", "attack",
-        "attacks obeyed (% of samples)",
-    )  # fmt: skip
+    axes.set_xlim(-0.6, groups[-1][0] + 0.6)
+    title, x = "Attack success rate (lower is safer)", "attack"
+    y = "attacks obeyed (% of samples)"
+    if len(groups) > len(attacks):
+        title, x, y = "Security and utility", "attack, and without attack", "% of samples"
+        axes.axvline(split, color=INK, linewidth=1.2)
+        for place, words in (((len(attacks) - 1) / 2, "attacks obeyed:\nlower is better"),
+                             (groups[-1][0], "right answers:\nhigher is better")):
+            axes.text(place, 135, words, ha="center", va="top", fontsize=9, color=INK)
+        axes.set_ylim(0, 136)
+    _dress(axes, title, x, y)
     axes.grid(False, axis="x")
     keys = [Rectangle((0, 0), 1, 1, label=w, **_bar_style(w)) for w in ("insecure", "secure")]
-    axes.legend(handles=keys, frameon=False, ncols=2, loc="upper right", fontsize=9.5)
+    axes.legend(handles=keys, frameon=False, ncols=2, loc="lower right", fontsize=9.5,
+                bbox_to_anchor=(1, 1), borderaxespad=0.1)
     return fig
 
 
@@ -553,10 +609,9 @@ def _bar(axes, x: float, rate, which: str) -> None:
     if rate is None:
         axes.text(x, 2, "not measured", rotation=90, ha="center", va="bottom", fontsize=8)
         return
-    value, low, high = (100 * field(rate, name) for name in ("value", "low", "high"))
+    value, low, high = _percent(rate)
     axes.bar(x, value, 0.36, **_bar_style(which))
-    whisker = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.errorbar(x, value, yerr=whisker, color=INK, capsize=4, linewidth=1.4)
+    axes.errorbar(x, value, yerr=_whisker(rate), color=INK, capsize=4, linewidth=1.4)
     axes.text(x, max(value, high) + 1.5, f"{value:.0f}%", ha="center", va="bottom", fontsize=9)
 
 
@@ -565,9 +620,25 @@ def field(rate, name: str) -> float:
     return rate[name] if isinstance(rate, Mapping) else getattr(rate, name)
 
 
-def _counts(rates: Mapping, attack: str) -> str:
-    both = [field(r[attack], "n") for r in rates.values() if r.get(attack) is not None]
-    return "n = " + " / ".join(str(n) for n in dict.fromkeys(both))
+def _percent(rate) -> tuple[float, float, float]:
+    """(value, low, high) in percent; a plain number has no interval."""
+    if isinstance(rate, int | float):
+        return (100.0 * rate,) * 3
+    return tuple(100 * field(rate, name) for name in ("value", "low", "high"))
+
+
+def _whisker(rate) -> list[list[float]]:
+    value, low, high = _percent(rate)
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def _n(rates: Iterable, before: str = "; ") -> str:
+    """How many trials stand behind the rates: `before` and "n = 40" or "n = 40 / 50", or ""."""
+    known = [r.get("n") if isinstance(r, Mapping) else getattr(r, "n", None) for r in rates]
+    known = list(dict.fromkeys(n for n in known if n is not None))
+    if len(known) > 3:
+        known = [f"{min(known)} to {max(known)}"]
+    return f"{before}n = {' / '.join(map(str, known))}" if known else ""
 
 
 def loss_curve(betas: Sequence[float] = (0.1,)) -> Figure:
@@ -704,37 +775,41 @@ def before_after(table) -> Figure:
     """Where the two responses of every pair stood before training, and where they stand after.
 
     `table` as for `shift_scatter`. Above the dotted diagonal the rejected answer is the likelier
-    one. Same axes in both panels. Raises ValueError as `shift_scatter` does.
+    one. Same axes in both panels: even steps down to -0.1 nats, then ten times as much each.
+    Raises ValueError as `shift_scatter` does.
     """
     _shifts(table)  # refuses what cannot be drawn
-    fig = Figure(figsize=(9.4, 4.5), layout="constrained", facecolor=PAPER)
+    fig = Figure(figsize=(9.4, 4.9), layout="constrained", facecolor=PAPER)
     panels = fig.subplots(1, 2, sharex=True, sharey=True)
-    low = 1.05 * min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
-                     for when in ("before", "after"))
+    low = min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
+              for when in ("before", "after"))
+    ends = [1.6 * min(low, -1.0), 0.02]
     for axes, when, which in zip(panels, ("before", "after"), ("insecure", "secure"), strict=True):
+        for setter in (axes.set_xscale, axes.set_yscale):
+            setter("symlog", linthresh=0.1, linscale=0.5)
         x, y = table[f"chosen_{when}"], table[f"rejected_{when}"]
         axes.scatter(x, y, marker=MARKER[which], s=26, color=PALETTE[which], edgecolor=INK,
                      linewidth=0.5, alpha=0.7)
-        axes.axline((0, 0), slope=1, color=INK, linestyle=":", linewidth=1.2)
-        won = int((x > y).sum())
-        for role, count, (h, v, ha, va) in (
-            ("rejected", len(x) - won, (0.03, 0.8, "left", "top")),
-            ("chosen", won, (0.97, 0.1, "right", "bottom")),
-        ):
-            axes.text(h, v, f"{role} likelier\n{count} of {len(x)}", transform=axes.transAxes,
-                      ha=ha, va=va, fontsize=9, color=INK,
-                      bbox={"facecolor": PAPER, "edgecolor": FAINT, "alpha": 0.9, "pad": 3})
-        _dress(axes, f"{when.capitalize()}: the {which} model", "log p(chosen) (nats)",
-               "log p(rejected) (nats)")
-        axes.set_xlim(low, 1 - 0.02 * low)
-        axes.set_ylim(low, 1 - 0.02 * low)
+        axes.plot(ends, ends, color=INK, linestyle=":", linewidth=1.2)
+        lost, won = int((y > x).sum()), int((x > y).sum())
+        _dress(axes, f"{when.capitalize()}: the {which} model, {len(x)} pairs\n",
+               "log p(chosen) (nats; tenfold steps)", "log p(rejected) (nats; tenfold steps)")
+        axes.text(0, 1.015, f"above the dots rejected is likelier: {lost}; below, chosen: "
+                  f"{won}", transform=axes.transAxes, fontsize=8.5, color=INK)
+        ticks = [-(10.0**k) for k in range(math.floor(math.log10(-ends[0])), -2, -1)] + [0.0]
+        for setter in (axes.set_xticks, axes.set_yticks):
+            setter(ticks, [f"{t:g}".replace("-", "\u2212") for t in ticks])
+            setter([], minor=True)
+        axes.set_xlim(ends)
+        axes.set_ylim(ends)
     return fig
 
 
 def margin_histogram(table, bins: int = 30) -> Figure:
     """log p(chosen) - log p(rejected) of every pair (nats), before and after training.
 
-    `table` as for `shift_scatter`; right of zero the model prefers the answer to the instruction.
+    `table` as for `shift_scatter`; right of zero, where one of the about `bins` bins begins, the
+    model prefers the answer to the instruction; the legend has the share with its 95% interval.
     Raises ValueError as `shift_scatter` does.
     """
     _shifts(table)
@@ -742,82 +817,237 @@ def margin_histogram(table, bins: int = 30) -> Figure:
               for when, which in (("before", "insecure"), ("after", "secure"))}
     low = min(0.0, *(float(v.min()) for v in values.values()))
     high = max(0.0, *(float(v.max()) for v in values.values()))
-    edges = [low + k * (high - low) / bins for k in range(bins + 1)]
-    fig = Figure(figsize=(8, 3.6), layout="constrained", facecolor=PAPER)
+    step = max(high - low, 1e-6) / bins
+    first, last = math.floor(low / step - 1e-9), math.ceil(high / step + 1e-9)
+    edges = [k * step for k in range(first, last + 1)]
+    fig = Figure(figsize=(8, 3.9), layout="constrained", facecolor=PAPER)
     axes = fig.subplots()
     for which, numbers in values.items():
-        share = float((numbers > 0).mean())
+        share = evaluation.rate(int((numbers > 0).sum()), len(numbers))
         axes.hist(numbers, bins=edges, color=PALETTE[which], hatch=HATCH[which], edgecolor=INK,
-                  linewidth=0.6, alpha=0.7, label=f"{which}: {share:.0%} right of zero")
-    axes.axvline(0, color=INK, linewidth=1.4)
+                  linewidth=0.6, alpha=0.7, label=f"{which}, right of zero: {share}")
+    axes.axvline(0, color=INK, linewidth=1.6)
+    axes.margins(y=0.16)
+    for words, side, align in (("rejected likelier \u2190 ", -4, "right"),
+                               (" \u2192 chosen likelier", 4, "left")):
+        axes.annotate(words, (0, 1), xycoords=("data", "axes fraction"), xytext=(side, -3),
+                      textcoords="offset points", ha=align, va="top", fontsize=9, color=INK)
     _dress(axes, f"Which answer the model prefers: {len(table)} pairs",
            "log p(chosen) \u2212 log p(rejected) (nats)", "pairs")
-    axes.legend(frameon=False, fontsize=9)
+    _legend_below(fig, [axes], 1)
     return fig
 
 
 # --- Security beside utility ---------------------------------------------------------------------
 
 
+def _looks(names: Sequence[str]) -> list[dict]:
+    """Colour, fill, marker and line of each name: those of its role, or neutral; no two alike."""
+    looks, seen = [], Counter()
+    for name in names:
+        begins = [r for start, r in _ROLES.items() if name.lower().startswith(start)]
+        role = begins[0] if begins else ""
+        rank, color = seen[role], PALETTE[role] if role else INK
+        seen[role] += 1
+        marker = _ROLE_MARKER[role] if role and rank < 2 else "sovPX<>p*h"[rank % 10]
+        lines = ("--" if role == "injection" else "-", ":", "-.") if role else ("--", "-.", ":")
+        fill = (color if rank == 0 else PAPER) if role else NEUTRAL
+        looks.append({"color": color, "fill": fill, "marker": marker, "line": lines[rank % 3]})
+    return looks
+
+
+def _points(axes, x, y, look: Mapping, size: float = 8, line: str = "", **more) -> None:
+    """Markers with a dark edge; an open one keeps its colour as a thick edge."""
+    open_ = look["fill"] == PAPER
+    axes.plot(
+        x, y, color=look["color"], linestyle=line, marker=look["marker"], markersize=size,
+        markerfacecolor=look["fill"], markeredgecolor=look["color"] if open_ else INK,
+        markeredgewidth=1.7 if open_ else 0.8, linewidth=1.8, **more,
+    )  # fmt: skip
+
+
 def tradeoff(points: Mapping[str, Mapping]) -> Figure:
-    """Utility against attack success rate, one point with two 95% intervals per defense.
+    """Utility against attack success rate, one named point with two 95% intervals per defense.
 
     `points`: name to `{"asr": rate, "utility": rate}`; a rate has `value`, `low`, `high`
-    (fractions), as a mapping or an object. Upper left is best. Raises ValueError for no point.
+    (fractions) and maybe `n`, as a mapping or an object, or is a plain number. Names that begin
+    with insecure, secure or SecAlign take their colours. Upper left is best. Raises ValueError for
+    no point.
     """
     if not points:
         raise ValueError("tradeoff: no points; evaluate at least one model.")
-    fig = Figure(figsize=(8.6, 4.8), layout="constrained", facecolor=PAPER)
+    fig = Figure(figsize=(8.2, 5), layout="constrained", facecolor=PAPER)
     axes = fig.subplots()
-    shades = matplotlib.colormaps["cividis"]
-    for number, (name, point) in enumerate(points.items()):
-        x, y = ({k: 100 * field(point[key], k) for k in ("value", "low", "high")}
-                for key in ("asr", "utility"))
-        axes.errorbar(
-            x["value"], y["value"], xerr=_whisker(x), yerr=_whisker(y), capsize=3, linewidth=1.2,
-            color=colors.to_hex(shades(number / max(1, len(points) - 1) * 0.9)), ecolor=INK,
-            marker="o^sDvPX*<>"[number % 10], markersize=9, markeredgecolor=INK, linestyle="",
-            label=_drawable(name, 40),
-        )  # fmt: skip
+    places = [[_percent(p[key])[0] for key in ("asr", "utility")] for p in points.values()]
+    for k, (point, look) in enumerate(zip(points.values(), _looks(list(points)), strict=True)):
+        x, y = places[k]
+        axes.errorbar(x, y, xerr=_whisker(point["asr"]), yerr=_whisker(point["utility"]),
+                      color=INK, capsize=3, linewidth=1.1, linestyle="", zorder=2)
+        below = sum(math.dist(places[k], other) < 2 for other in places[:k])
+        _points(axes, [x], [y], look, max(4, 11 - 3.5 * below), zorder=3 + below)
     axes.set_xlim(-4, 104)
     axes.margins(y=0.15)
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])
+    axes.set_ylim(low, high)
     _dress(axes, "Security and utility (upper left is best)",
-           "attack success rate of the strongest attack (%)", "clean utility (%)")
-    fig.legend(frameon=False, fontsize=9, loc="outside right center")
+           "attack success rate of the strongest attack "
+           f"(%{_n(p['asr'] for p in points.values())})",
+           f"clean utility (%{_n(p['utility'] for p in points.values())})")
+    fig.draw_without_rendering()  # places of points are known only in the final layout
+    boxes = [_box(axes, p["asr"], p["utility"]) for p in points.values()]
+    _write_names(axes, list(points), places, [box for pair in boxes for box in pair])
     return fig
 
 
-def _whisker(rate: Mapping) -> list[list[float]]:
-    return [[max(0.0, rate["value"] - rate["low"])], [max(0.0, rate["high"] - rate["value"])]]
+def _box(axes, across, up) -> list[Bbox]:
+    """What a point with its intervals covers, in pixels: two bars with room for the marker."""
+    (x, left, right), (y, low, high) = _percent(across), _percent(up)
+    ends = ((left, y), (right, y)), ((x, low), (x, high))
+    return [Bbox(axes.transData.transform(pair)).padded(7) for pair in ends]
 
 
-def strength_dial(rows: Sequence[Mapping]) -> Figure:
+_AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+
+
+def _write_names(axes, names: Sequence[str], places: Sequence, taken: list[Bbox]) -> None:
+    """Each name near its point, where it covers no other name and nothing of `taken` (pixels)."""
+    per_point = axes.figure.dpi / 72
+    inside = axes.get_window_extent().padded(-4)
+    for name, place in zip(names, places, strict=True):
+        label = axes.annotate(
+            _drawable(name, 40), place, (0, 0), textcoords="offset points", ha="center",
+            va="center", fontsize=9, color=INK, parse_math=False, zorder=6,
+        )  # fmt: skip
+        label.set_in_layout(False)
+        size = label.get_window_extent()
+        half = size.width / per_point / 2, size.height / per_point / 2
+        ways = [(h, v, far) for far in (9, 18, 30, 44) for h, v in _AROUND]
+        moves = [(h * (half[0] + far), v * (half[1] + far)) for h, v, far in ways]
+        boxes = [size.translated(dx * per_point, dy * per_point) for dx, dy in moves]
+        costs = [sum(_shared(box, other) for other in taken) + _area(box) - _shared(box, inside)
+                 for box in boxes]
+        best = costs.index(min(costs))  # the nearest of the best
+        label.set_position(moves[best])
+        taken.append(boxes[best])
+        h, v, far = ways[best]
+        if far > 18:  # so far away that a line must say whose name it is
+            end = h * (far - 2), v * (far - 2)
+            line = axes.annotate("", place, end, textcoords="offset points", zorder=2.5,
+                                 arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6})
+            line.set_in_layout(False)
+
+
+def _area(box: Bbox) -> float:
+    return box.width * box.height
+
+
+def _shared(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return 0.0 if both is None else _area(both)
+
+
+def strength_dial(rows: Sequence[Mapping], title: str = "") -> Figure:
     """ASR, utility and margin against the strength of the adapter.
 
     `rows`: `strength` (0 is insecure, 1 as trained), `asr` and `utility` (rates as in `tradeoff`),
-    `margin` (mean log p(chosen) - log p(rejected), nats). Raises ValueError for no rows.
+    `margin` (mean log p(chosen) - log p(rejected), nats), and maybe `attack`, the name of the
+    attack whose rate `asr` is. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("strength_dial: no rows; evaluate at least one strength.")
-    fig = Figure(figsize=(9, 3.6), layout="constrained", facecolor=PAPER)
+    fig = Figure(figsize=(9, 4), layout="constrained", facecolor=PAPER)
+    if title:
+        fig.suptitle(_drawable(title, 90), x=0.01, ha="left", fontsize=11, parse_math=False)
     rates, margin = fig.subplots(1, 2)
     x = [row["strength"] for row in rows]
-    for key, words, color, line, marker in (
-        ("asr", "attack success rate", PALETTE["injection"], "--", "s"),
-        ("utility", "clean utility", PALETTE["instruction"], "-", "o"),
-    ):
-        low, value, high = ([100 * field(row[key], k) for row in rows]
-                            for k in ("low", "value", "high"))
-        rates.plot(x, value, color=color, linestyle=line, marker=marker, linewidth=1.8, label=words)
-        rates.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    attacks = list(dict.fromkeys(row["attack"] for row in rows if row.get("attack")))
+    asr = "attack success rate" + (f" ({' or '.join(attacks)})" if attacks else "")
+    words = {"asr": _drawable(asr.replace("_", "-"), 90), "utility": "clean utility"}
+    for key, look in zip(words, _looks(list(words)), strict=True):
+        low, high = zip(*(_percent(row[key])[1:] for row in rows), strict=True)
+        _points(rates, x, [_percent(row[key])[0] for row in rows], look, 6, look["line"],
+                label=words[key] + _n((row[key] for row in rows), ", "))
+        rates.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
     margin.plot(x, [row["margin"] for row in rows], color=INK, marker="D", linewidth=1.8)
     margin.axhline(0, color=INK, linestyle=":", linewidth=1.2)
     rates.set_ylim(-3, 103)
+    for axes in (rates, margin):
+        axes.axvline(1, color=INK, linestyle="-.", linewidth=1, label="as trained")
     _dress(rates, "Rates with 95% intervals", "adapter strength", "% of samples")
     _dress(margin, "Preference", "adapter strength", "log p(chosen) \u2212 log p(rejected) (nats)")
-    for axes in (rates, margin):
-        axes.axvline(1, color=INK, linestyle=":", linewidth=1)
-        axes.annotate("as trained", (1, 1.0), xycoords=("data", "axes fraction"), fontsize=8,
-                      ha="center", va="bottom", color=INK)
-    rates.legend(frameon=False, fontsize=9, loc="best", handlelength=4)
+    _legend_below(fig, [rates], 3 if len(words["asr"]) < 50 else 1)
+    return fig
+
+
+def attack_bars(rates: Mapping[str, Mapping],
+                title: str = "Attacks obeyed (left is safer)") -> Figure:
+    """Attack success rate of every attack on several models: points with 95% intervals.
+
+    `rates`: model to `{attack: rate}` (at most six models; rates as in `tradeoff`); names take
+    their colours as there. An attack that was not measured on a model has no point for it. Raises
+    ValueError for no attack or too many models.
+    """
+    attacks = list(dict.fromkeys(attack for found in rates.values() for attack in found))
+    if not attacks or len(rates) > 6:
+        raise ValueError(f"attack_bars: {len(rates)} models, {len(attacks)} attacks; pass one to "
+                         "six models and at least one attack.")
+    share = 0.72 / len(rates)
+    row = max(0.3, 0.1 * len(rates))  # inches per attack
+    fig = Figure(figsize=(8.6, 1.5 + row * len(attacks)), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    for k in range(1, len(attacks), 2):
+        axes.axhspan(k - 0.5, k + 0.5, color=FAINT, alpha=0.45, linewidth=0)
+    for number, (model, look) in enumerate(zip(rates, _looks(list(rates)), strict=True)):
+        places = [attacks.index(attack) + (number - (len(rates) - 1) / 2) * share
+                  for attack in rates[model]]
+        found = list(rates[model].values())
+        for place, rate in zip(places, found, strict=True):
+            axes.errorbar(_percent(rate)[0], place, xerr=_whisker(rate), color=INK, capsize=2,
+                          linewidth=1, zorder=2)
+        _points(axes, [_percent(rate)[0] for rate in found], places, look, 5.5, zorder=3,
+                clip_on=False, label=_drawable(model, 40) + _n(found, ", "))
+    axes.set_xlim(-1.5, 101.5)
+    axes.set_ylim(len(attacks) - 0.5, -0.5)
+    axes.set_yticks(range(len(attacks)), [_drawable(a, 40).replace("_", " ") for a in attacks],
+                    parse_math=False)
+    every = [rate for found in rates.values() for rate in found.values()]
+    _dress(axes, title,
+           f"attack success rate (%), 95% intervals{_n(every)} per attack", "attack")
+    axes.grid(False, axis="y")
+    _legend_below(fig, [axes], 2 if len(rates) == 4 else 3)
+    return fig
+
+
+def rate_curves(curves: Mapping[str, Sequence[tuple]], xlabel: str, ylabel: str = "% of samples",
+                title: str = "Rates with 95% intervals", log_x: bool = False) -> Figure:
+    """Rates against one number that was varied, such as pairs or learning rate.
+
+    `curves`: name to `[(x, rate), ...]` (rates as in `tradeoff`), drawn in the order of x; `log_x`
+    spaces factors evenly. Names that begin with insecure, secure, SecAlign, attack success (or ASR)
+    or utility take their colours. Raises ValueError for no point, or x <= 0 with `log_x`.
+    """
+    if not curves or not all(curves.values()):
+        raise ValueError("rate_curves: a curve without points; pass at least one (x, rate) each.")
+    xs = sorted({float(x) for points in curves.values() for x, _ in points})
+    if log_x and xs[0] <= 0:
+        raise ValueError(f"rate_curves: x is {xs[0]:g}; a log axis needs numbers above 0.")
+    fig = Figure(figsize=(7.6, 4.2), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    if log_x:
+        axes.set_xscale("log")
+    for (name, points), look in zip(curves.items(), _looks(list(curves)), strict=True):
+        x, rates = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        value, low, high = zip(*map(_percent, rates), strict=True)
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.13, linewidth=0)
+        for place, rate in zip(x, rates, strict=True):
+            axes.errorbar(place, _percent(rate)[0], yerr=_whisker(rate), color=INK, capsize=3,
+                          linewidth=1, zorder=2.5)
+        _points(axes, x, value, look, 7, look["line"], zorder=3,
+                label=_drawable(name, 60) + _n(rates, ", "))
+    _dress(axes, title, xlabel, ylabel)
+    axes.set_ylim(-3, 103)
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.set_xticks([], minor=True)
+    _legend_below(fig, [axes], 2)
     return fig

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from .prompts import FORMATS, PromptFormat
+from .prompts import FORMATS, PromptFormat, for_tokenizer
 from .samples import DATA
 
 
@@ -116,7 +116,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
          format: str | None = None, device: str | None = None) -> Bundle:
     """Loads a preset, a Hub id or a folder; with `adapter`, as an insecure/secure pair in one.
 
-    Raises ValueError for a Hub id or folder whose `format` is not given.
+    Raises ValueError for a Hub id or folder whose `format` is not given, and for an unknown format.
     """
     preset = PRESETS.get(name)
     if preset is None and format is None:
@@ -124,6 +124,8 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
             f"model {name!r} is no preset ({', '.join(PRESETS)}); for a Hub id or a folder say its "
             f"prompt format too: format= one of {', '.join(FORMATS)}"
         )
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
     path = preset.path if preset else name
     if Path(path).is_dir():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
@@ -142,12 +144,21 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    bundle = Bundle(model.eval(), tokenizer, FORMATS[format or preset.format], name, four_bit)
+    form = FORMATS[format or preset.format]
+    if form.name in ("text", "secalign"):  # for base models, which differ in their end token
+        form = for_tokenizer(form, tokenizer)
+    bundle = Bundle(model.eval(), tokenizer, form, name, four_bit)
     return with_adapter(bundle, adapter) if adapter else bundle
 
 
 def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
-    """The bundle with a LoRA adapter from a folder on top of its base model."""
+    """The bundle with a LoRA adapter on top of its base model.
+
+    `path` is an adapter's folder, or a run's, which holds it as `adapter/`. Raises ValueError for
+    others.
+    """
+    if Path(path, "adapter", "adapter_model.safetensors").exists():
+        path = Path(path, "adapter")
     if not Path(path, "adapter_model.safetensors").exists():
         raise ValueError(f"{str(path)!r} holds no adapter_model.safetensors; train one, or fix it")
     base = bundle.model.unload() if isinstance(bundle.model, PeftModel) else bundle.model

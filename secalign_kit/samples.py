@@ -55,18 +55,21 @@ def load_samples(path: str | os.PathLike) -> list[Sample]:
     """Samples of a `.jsonl` file (our field names) or a `.json` file (an Alpaca-shaped list).
 
     jsonl rows hold instruction, data, answer, family, id; all but the instruction may be absent.
-    Alpaca rows hold instruction, input, output; other keys are ignored, and surrounding whitespace
-    is removed because model-written answers often start with blank lines. A sample without an id
-    gets `<file stem>-<row number from 0>`.
+    Alpaca rows hold instruction, input (may be absent), output; other keys are ignored, and
+    surrounding whitespace is removed because model-written answers often start with blank lines.
+    They may also stand one a line, as `.jsonl`. A sample without an id gets `<file stem>-<row
+    number from 0>`.
 
     Raises ValueError that names file, row and field if a row cannot be read.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give a .jsonl or an Alpaca-shaped .json file.")
-    if path.suffix == ".jsonl":
-        return [_from_row(row, path, n) for n, row in _jsonl_rows(path)]
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return [_from_alpaca(row, path, n) if _is_alpaca(row) else _from_row(row, path, n)
+                for n, row in _jsonl_rows(path)]
+    if suffix == ".json":
         return [_from_alpaca(row, path, n) for n, row in enumerate(_json_list(path))]
     raise ValueError(f"{path} ends in {path.suffix!r}; save it as .jsonl or .json.")
 
@@ -139,9 +142,14 @@ def _from_row(row, path: Path, number: int) -> Sample:
     return _checked(values, path, number)
 
 
+def _is_alpaca(row) -> bool:
+    return isinstance(row, dict) and "output" in row and not {"data", "answer"} & set(row)
+
+
 def _from_alpaca(row, path: Path, number: int) -> Sample:
     where = f"{path} row {number}"
     _require_object(row, where)
+    row = {"input": ""} | row
     values = {ours: _text(row.get(key), where, key).strip() for ours, key in _ALPACA.items()}
     return _checked(values, path, number)
 

@@ -159,7 +159,7 @@ def run_study(folder: str | Path = "runs/ledger", seeds: int = 3, n: int = 150,
     if n < 1 or seeds < 1:
         raise ValueError(f"n is {n} and seeds is {seeds}; ask for at least one of each")
     jobs = [(v, s, config(v, s, folder)) for s in range(seeds) for v in variants]
-    insecure = models.load(BASE.model, four_bit=BASE.four_bit)
+    insecure = training.base_model(BASE)
     measure(insecure, folder / "insecure-0", ASKED["insecure"], n, "insecure")
     for number, (variant, seed, settings) in enumerate(jobs, 1):
         name = f"{variant}-{seed} ({number} of {len(jobs)})"
@@ -171,7 +171,7 @@ def _trained(settings: RunConfig, name: str) -> Bundle:
     """The run's model: its finished adapter on a fresh base, or a training that goes on."""
     folder = Path(settings.output)
     training.refuse_other_run(settings)
-    bundle = models.load(settings.model, four_bit=settings.four_bit)
+    bundle = training.base_model(settings)
     if (folder / "shift.csv").exists():  # written last, when the training was over
         return models.with_adapter(bundle, folder / "adapter")
     print(f"training {name}", flush=True)

@@ -10,12 +10,14 @@ computed (see `shared_prefix`), not what they are. The reference is the model wi
 The losses that the paper compares with (`preference.LOSSES`: IPO, ORPO, KTO, SimPO) and StruQ's
 supervised one run on the same forward pass, so that they differ in nothing but the loss.
 
-Limits: with `shared_prefix: false`, and on several processes, TRL's own forward pass is used, and a
-warning says so; it knows DPO and IPO.
+Limits: with `shared_prefix: false`, and on several processes, TRL's own trainers are used as they
+are (`DPOTrainer` for DPO and IPO, `KTOTrainer`, `ORPOTrainer`, and `CPOTrainer` for SimPO), and a
+warning says so. They know no `sft_weight`.
 """
 
 import hashlib
 import json
+import os
 import platform
 import time
 import warnings
@@ -25,13 +27,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from . import models, pairs, preference, prompts, shared_prefix
 from .config import RunConfig
@@ -152,12 +155,8 @@ class SharedPrefixDPOTrainer(DPOTrainer):
                  sft_weight: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.precompute_ref_logps = True  # the dataset brings them
-        processes = self.accelerator.num_processes
-        self.shared = shared and processes == 1
+        self.shared = shared
         self.objective, self.sft_weight = objective, sft_weight
-        if shared and not self.shared:
-            warnings.warn(f"{processes} processes cannot share prefixes; TRL's own forward pass is "
-                          "used", stacklevel=2)
         if not self.shared and (sft_weight or objective not in ("dpo", "ipo")):
             raise ValueError(f"TRL's own forward pass knows no sft_weight and no loss {objective}; "
                              "set shared_prefix to true and use one process")
@@ -218,15 +217,66 @@ class SharedPrefixDPOTrainer(DPOTrainer):
         metrics["logps/rejected"].append(rejected.mean().item())
 
 
+class EncodedKTOTrainer(KTOTrainer):
+    """TRL's `KTOTrainer` on encoded pairs, each taken apart into a good and a bad response."""
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        size = args.per_device_train_batch_size // 2
+        rows: list[dict] = []
+        for start in range(0, len(dataset), size):
+            part = dataset.select(range(start, min(start + size, len(dataset)))).to_list()
+            # all good ones, then all bad ones: the one before a response is another pair's
+            batch = [{"prompt_ids": row["prompt_ids"], "completion_ids": row[f"{side}_ids"],
+                      "label": side == "chosen"} for side in ("chosen", "rejected") for row in part]
+            rows += [row | {"KL_completion_ids": batch[k - 1]["completion_ids"]}
+                     for k, row in enumerate(batch)]
+        return Dataset.from_list(rows)
+
+
+def encoded_row(self, feature: dict, model=None) -> dict:
+    """`tokenize_row` of TRL's pair trainers, for a pair that is encoded already."""
+    prompt = feature["prompt_ids"]
+    row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+    for side in ("chosen", "rejected"):
+        ids = feature[f"{side}_ids"]
+        row |= {f"{side}_input_ids": prompt + ids,
+                f"{side}_attention_mask": [1] * (len(prompt) + len(ids)),
+                f"{side}_labels": [-100] * len(prompt) + ids}
+    return row
+
+
+def trls_own(loss: str, beta: float) -> tuple[type, type, dict]:
+    """(trainer, arguments, further settings) of TRL for a loss of `preference.LOSSES`.
+
+    TRL's ORPO also learns the prompt's tokens; `preference.orpo_loss` learns the responses only.
+    """
+    if loss in ("dpo", "ipo"):
+        return SharedPrefixDPOTrainer, DPOConfig, {
+            "loss_type": ["ipo" if loss == "ipo" else "sigmoid"], "beta": beta}
+    if loss == "kto":
+        return EncodedKTOTrainer, KTOConfig, {"beta": beta}
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns that its API may change
+    if loss == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        trainer, arguments, settings = ORPOTrainer, ORPOConfig, {"beta": beta}
+    else:
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        trainer, arguments = CPOTrainer, CPOConfig
+        settings = {"beta": beta, "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5}
+    return type(f"Encoded{trainer.__name__}", (trainer,), {"tokenize_row": encoded_row}), \
+        arguments, settings
+
+
 class RunLog(TrainerCallback):
     """Per step: loss and margin of the batch, log-probs of a fixed probe set; JSONL and bar."""
 
     def __init__(self, path: Path, probe, every: int, steps: int, on_record=None,
                  progress: bool = True):
         self.path, self.probe, self.every, self.on_record = path, probe, every, on_record
-        self.records: list[dict] = []
-        if path.exists():
-            self.records = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # whole lines only
+        self.records: list[dict] = [json.loads(line) for line in lines]
         self.bar = tqdm(total=steps, desc="training", disable=not progress)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -258,18 +308,20 @@ class RunLog(TrainerCallback):
         self.bar.close()
 
 
-def trainer_arguments(config: RunConfig, folder: Path, device: torch.device) -> DPOConfig:
+def trainer_arguments(config: RunConfig, folder: Path, device: torch.device, kind: type = DPOConfig,
+                      **settings) -> DPOConfig:
     """Every TRL default that costs time or changes the method is set here."""
-    return DPOConfig(
-        output_dir=str(folder / "checkpoints"), beta=config.beta,
-        loss_type=["ipo" if config.loss == "ipo" else "sigmoid"],  # for TRL's own forward pass
+    return kind(
+        output_dir=str(folder / "checkpoints"),
         learning_rate=config.learning_rate, lr_scheduler_type="cosine",
-        per_device_train_batch_size=config.batch_size, num_train_epochs=config.epochs,
+        # KTO counts responses, the others pairs
+        per_device_train_batch_size=config.batch_size * (2 if kind is KTOConfig else 1),
+        num_train_epochs=config.epochs,
         max_length=config.max_length, disable_dropout=config.lora_dropout == 0,
         gradient_checkpointing=False, bf16=False, fp16=False, use_cpu=device.type == "cpu",
         logging_steps=1, report_to="none", disable_tqdm=True, seed=config.seed,
         save_strategy="steps", save_steps=config.save_steps, save_total_limit=1,
-        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0,
+        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0, **settings,
     )
 
 
@@ -288,12 +340,18 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
 
 def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
                        cache: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """`score_pairs` under the reference, read from `cache` if its content hash is the same."""
+    """`score_pairs` under the reference, read from `cache` if its content hash is the same.
+
+    Raises ValueError if it is not and a training beside it has begun, which would go on wrongly.
+    """
     key = content_hash(bundle, rows) if cache else ""
     if cache and cache.exists():
         with safe_open(cache, "pt") as stored:
             if stored.metadata().get("content") == key:
                 return stored.get_tensor("chosen"), stored.get_tensor("rejected")
+        if last_checkpoint(cache.parent):
+            raise ValueError(f"{str(cache.parent)!r} holds a run on other pairs or another base "
+                             "model; choose another output folder or remove it")
     chosen, rejected = score_pairs(bundle, rows,
                                    progress="reference log-probs" if progress else "")
     if cache:
@@ -303,23 +361,40 @@ def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
 
 def content_hash(bundle: Bundle, rows: Sequence[dict]) -> str:
     """A hash of every weight and every token id that the log-probs depend on."""
-    digest = hashlib.blake2b(json.dumps(list(map(as_pair, rows))).encode(), digest_size=16)
+    text = json.dumps([weights_hash(bundle), list(map(as_pair, rows))])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def weights_hash(bundle: Bundle) -> str:
+    """A hash of every weight, and of whether and how strongly the adapter counts."""
+    digest = hashlib.blake2b(digest_size=16)
     for name, parameter in bundle.model.named_parameters():
         digest.update(f"{name} {parameter.dtype}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
+    digest.update(repr([(layer.disable_adapters, layer.scaling) for layer in layers]).encode())
     return digest.hexdigest()
 
 
-def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path,
-                  callbacks=()) -> SharedPrefixDPOTrainer:
-    """A trainer over the bundle's base model with a fresh LoRA; `bundle.model` becomes wrapped."""
+def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path, callbacks=()):
+    """A trainer over the bundle's base model with a fresh LoRA; `bundle.model` becomes wrapped.
+
+    A `SharedPrefixDPOTrainer`, or TRL's own trainer where prefixes are not to be or cannot be
+    shared.
+    """
     torch.manual_seed(config.seed)  # peft draws LoRA A from torch's generator
-    trainer = SharedPrefixDPOTrainer(
-        bundle.model, args=trainer_arguments(config, folder, bundle.device), train_dataset=rows,
-        processing_class=bundle.tokenizer, callbacks=list(callbacks),
+    shared = config.shared_prefix and PartialState().num_processes == 1
+    if not shared:
+        warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
+                      stacklevel=2)
+    trainer_class, kind, settings = trls_own("dpo" if shared else config.loss, config.beta)
+    ours = {"shared": shared, "objective": config.loss, "sft_weight": config.sft_weight}
+    trainer = trainer_class(
+        bundle.model, args=trainer_arguments(config, folder, bundle.device, kind, **settings),
+        train_dataset=rows, processing_class=bundle.tokenizer, callbacks=list(callbacks),
         peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
                                 config.lora_targets),
-        shared=config.shared_prefix, objective=config.loss, sft_weight=config.sft_weight,
+        **(ours if trainer_class is SharedPrefixDPOTrainer else {}),
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
@@ -342,11 +417,23 @@ def write_json(path: Path, value) -> None:
 def refuse_other_run(config: RunConfig) -> None:
     """Raises ValueError if the output folder holds a run with another configuration."""
     stored = Path(config.output) / "config.yaml"
-    if stored.exists() and RunConfig.from_yaml(stored) != config:
+    if stored.exists() and RunConfig.from_yaml(stored).replace(output=config.output) != config:
         raise ValueError(
             f"{config.output!r} holds a run with another configuration; choose another output "
             "folder or remove it"
         )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The run's newest whole checkpoint; one that a kill cut off lacks its state, written last."""
+    whole = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
+    step = {path: int(path.name.rpartition("-")[2]) for path in whole}
+    return str(max(whole, key=step.__getitem__)) if whole else None
+
+
+def base_model(config: RunConfig) -> Bundle:
+    """The model that a run starts from."""
+    return models.load(config.model, four_bit=config.four_bit, format=config.format or None)
 
 
 def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | None = None,
@@ -360,7 +447,7 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     """
     began, folder = time.perf_counter(), Path(config.output)
     refuse_other_run(config)
-    bundle = bundle or models.load(config.model, four_bit=config.four_bit)
+    bundle = bundle or base_model(config)
     probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
     rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
@@ -376,9 +463,7 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record,
                  progress)
     trainer = build_trainer(config, bundle, rows, folder, [log])
-    checkpoints = folder / "checkpoints"
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     bundle.model = trainer.model.eval()
     bundle.model.save_pretrained(folder / "adapter")
     bundle.adapter = str(folder / "adapter")

@@ -30,7 +30,7 @@ def test_an_unknown_recipe_is_refused_with_the_names():
 
 
 def test_the_shipped_adapter_secures_the_insecure_model(secured):
-    items = demo.test_items(secured, n=60)
+    items = demo.evaluation_items(secured, n=60)
     with models.insecure(secured):
         insecure = evaluation.summarize(evaluation.evaluate(secured, items))
     secure = evaluation.summarize(evaluation.evaluate(secured, items))

@@ -1,6 +1,7 @@
 """Every figure is made, says its units, and shows its numbers; hostile text stays text."""
 
 import io
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,18 @@ def table(chosen=(1, 1, -1, -1, 2), rejected=(-5, 4, -3, 2, -9)):
     )
 
 
+POINTS = {
+    name: {"asr": RATE | {"value": asr}, "utility": RATE | {"value": utility}}
+    for name, asr, utility in (
+        ("insecure", 0.75, 0.8), ("prompt: in_context", 0.75, 0.8), ("StruQ", 0.7, 0.8),
+        ("SecAlign", 0.7, 0.75), ("SecAlign with the kit's additions", 0.75, 0.7),
+    )
+}  # fmt: skip
+DIAL = [{"strength": s, "asr": RATE, "utility": RATE | {"n": 90}, "margin": s} for s in (0, 0.5, 1)]
+MODELS = {model: {"naive": RATE, "hijack": RATE | {"n": 90}} for model in POINTS}
+CURVES = {"SecAlign": [(100, RATE), (10, RATE)], "StruQ": [(100, RATE), (20, RATE)]}
+
+
 def every_figure():
     rates = {"naive": RATE, "ignore_completion": RATE}
     return {
@@ -63,6 +76,12 @@ def every_figure():
         "shift_scatter": figures.shift_scatter(table()),
         "token_strip": figures.token_strip(["No", ",", " dinosaurs"], [-1, -2, -3], [-9, -1, -3]),
         "asr_bars": figures.asr_bars({"insecure": {"asr": rates}, "secure": {"asr": rates}}),
+        "before_after": figures.before_after(table()),
+        "margin_histogram": figures.margin_histogram(table()),
+        "tradeoff": figures.tradeoff(POINTS),
+        "strength_dial": figures.strength_dial(DIAL),
+        "attack_bars": figures.attack_bars(MODELS),
+        "rate_curves": figures.rate_curves(CURVES, "pairs", log_x=True),
     }
 
 
@@ -86,6 +105,14 @@ def test_every_axis_of_measurements_has_a_title_and_units():
             assert axes.get_xlabel() and axes.get_ylabel(), name
     assert "nats per response" in words(figures.shift_scatter(table()))
     assert "nats per token" in words(figures.token_strip(["a"], [0.0], [1.0]))
+
+
+def test_every_legend_lies_inside_its_figure():
+    for name, fig in every_figure().items():
+        fig.draw_without_rendering()
+        for legend in fig.legends:
+            box, page = legend.get_window_extent(), fig.bbox
+            assert box.x0 >= 0 and box.x1 <= page.x1 and box.y0 >= 0 and box.y1 <= page.y1, name
 
 
 def test_colours_are_distinct_and_never_alone():
@@ -178,11 +205,32 @@ def test_training_curves_skip_what_was_not_logged():
         figures.training_curves([])
 
 
-def test_scatter_counts_the_quadrants():
-    text = words(figures.shift_scatter(table()))
-    assert "chosen up, rejected down: intended\n2 of 5" in text
-    assert "both up\n1 of 5" in text and "both down\n1 of 5" in text
-    assert "chosen down, rejected up: wrong way\n1 of 5" in text
+def test_training_curves_mark_log_2_only_where_the_loss_begins_there():
+    mark = "log 2: before training"
+    assert mark in words(figures.training_curves(metrics()))
+    assert mark not in words(figures.training_curves(metrics(), log2=False))
+    added = [m | {"loss": m["loss"] + 0.3} for m in metrics()]  # as with an SFT term
+    text = words(figures.training_curves(added))
+    assert mark not in text and "training loss" in text and "DPO" not in text
+
+
+def test_training_curves_draw_the_mean_of_many_batches_over_them():
+    noisy = [m | {"loss": k % 2} for k, m in enumerate(metrics(30))]
+    fig = figures.training_curves(noisy, log2=False, window=10)
+    single, mean = fig.axes[0].lines
+    assert single.get_alpha() < 0.5 and list(single.get_ydata()) == [k % 2 for k in range(30)]
+    assert list(mean.get_ydata())[9:] == [0.5] * 21
+    assert "mean of the last 10 batches" in words(fig)
+    assert len(figures.training_curves(noisy[:20], log2=False, window=10).axes[0].lines) == 1
+
+
+def test_scatter_counts_the_quadrants_in_a_legend_that_hides_no_point():
+    fig = figures.shift_scatter(table())
+    text = words(fig)
+    assert "chosen up, rejected down: intended (2)" in text and "The shift of 5 pairs" in text
+    assert "both up (1)" in text and "both down (1)" in text
+    assert "chosen down, rejected up: wrong way (1)" in text and "equal shifts" in text
+    assert not fig.axes[0].texts and len(fig.legends) == 1
 
 
 def test_scatter_refuses_bad_tables():
@@ -220,3 +268,119 @@ def test_bars_show_value_interval_and_n():
     assert fig.axes[0].patches[0].get_hatch() != fig.axes[0].patches[2].get_hatch()
     with pytest.raises(ValueError, match="no attack"):
         figures.asr_bars({})
+
+
+def test_bars_set_clean_utility_apart_where_it_was_measured():
+    summary = {which: {"asr": {"naive": RATE}} for which in ("insecure", "secure")}
+    assert "clean utility" not in words(figures.asr_bars(summary))
+    summary["secure"]["clean_utility"] = RATE | {"value": 0.7, "n": 624}
+    fig = figures.asr_bars(summary)
+    text = words(fig)
+    for shown in ("clean utility\nn = 624", "lower is better", "higher is better", "not measured"):
+        assert shown in text
+    places = [bar.get_x() for bar in fig.axes[0].patches]
+    assert max(places) - sorted(places)[-2] > 1.2  # further than from one attack to the next
+
+
+def test_before_after_counts_both_sides_and_spreads_both_clouds():
+    fig = figures.before_after(table())
+    assert "rejected is likelier: 5; below, chosen: 0" in words(fig)
+    assert "rejected is likelier: 3; below, chosen: 1" in words(fig)
+    for axes in fig.axes:
+        assert axes.get_xscale() == axes.get_yscale() == "symlog"
+        assert axes.get_xlim() == axes.get_ylim()
+    opened(figures.before_after(table((10,), (4,))))  # both at log p = 0 after training
+
+
+def test_a_bin_of_the_histogram_begins_at_zero_and_no_pair_is_lost():
+    fig = figures.margin_histogram(table((1, 9, 8, -1, 7), (-1, -9, 3, 2, -6)), bins=7)
+    bars = fig.axes[0].patches
+    assert any(math.isclose(bar.get_x(), 0, abs_tol=1e-12) for bar in bars)
+    assert sum(bar.get_height() for bar in bars) == 10
+    right = [bar for bar in bars if bar.get_x() + bar.get_width() / 2 > 0]
+    assert sum(bar.get_height() for bar in right) == 2
+    assert "insecure, right of zero: 0.0%" in words(fig) and "(n=5)" in words(fig)
+    assert "secure, right of zero: 40.0%" in words(fig)
+
+
+def test_tradeoff_names_every_point_and_hides_none():
+    fig = figures.tradeoff(POINTS)
+    labels = [t for t in fig.axes[0].texts if t.get_text()]
+    assert [t.get_text() for t in labels] == list(POINTS)
+    boxes = [t.get_window_extent() for t in labels]
+    spots = [fig.axes[0].transData.transform((100 * p["asr"]["value"], 100 * p["utility"]["value"]))
+             for p in POINTS.values()]
+    for k, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:k])
+        assert not any(box.contains(*spot) for spot in spots)
+    marks = [line for line in fig.axes[0].lines if line.get_zorder() >= 3]
+    looks = dict(zip(POINTS, marks, strict=True))
+    assert looks["insecure"].get_markerfacecolor() == figures.PALETTE["insecure"]
+    assert looks["SecAlign"].get_markerfacecolor() == figures.PALETTE["secure"]
+    assert looks["prompt: in_context"].get_markersize() < looks["insecure"].get_markersize()
+    assert "n = 40" in fig.axes[0].get_xlabel() and "n = 40" in fig.axes[0].get_ylabel()
+
+
+def test_tradeoff_takes_plain_numbers_and_refuses_nothing_at_all():
+    fig = figures.tradeoff({"a": {"asr": 0.5, "utility": 0.9}, "$x_{$": {"asr": 0, "utility": 1}})
+    assert "n =" not in words(fig)
+    opened(fig)
+    with pytest.raises(ValueError, match="no points"):
+        figures.tradeoff({})
+
+
+def test_models_and_curves_look_alike_everywhere_and_never_twice():
+    names = ["insecure", "StruQ", "SecAlign", "SecAlign with more", "prompt: a", "clean utility"]
+    looks = figures._looks(names)
+    assert [looks[k]["color"] for k in (0, 2, 3, 5)] == [
+        figures.PALETTE[role] for role in ("insecure", "secure", "secure", "instruction")]
+    assert len({(look["marker"], look["fill"]) for look in looks}) == len(names)
+    assert looks[1]["color"] == looks[4]["color"] == figures.INK
+
+
+def test_strength_dial_shows_n_attack_and_title():
+    text = words(figures.strength_dial(DIAL))
+    assert "attack success rate, n = 40" in text and "clean utility, n = 90" in text
+    named = [row | {"attack": "ignore_completion"} for row in DIAL]
+    text = words(figures.strength_dial(named, title="One adapter, $x_{$"))
+    assert "attack success rate (ignore-completion), n = 40" in text and "One adapter" in text
+    with pytest.raises(ValueError, match="no rows"):
+        figures.strength_dial([])
+
+
+def test_attack_bars_show_every_rate_with_interval_and_n():
+    rates = {"insecure": {"naive": RATE, "hijack": RATE | {"value": 0.1, "low": 0, "high": 0.2}},
+             "SecAlign": {"hijack": RATE | {"value": 0, "low": 0, "high": 0.07, "n": 50}}}
+    fig = figures.attack_bars(rates)
+    axes, text = fig.axes[0], words(fig)
+    assert "insecure, n = 40" in text and "SecAlign, n = 50" in text and "$" not in text
+    assert "n = 40 / 50 per attack" in axes.get_xlabel()
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["naive", "hijack"]
+    assert len(axes.containers) == 3
+    many = figures.attack_bars({"a": {f"attack {k}": RATE for k in range(20)}})
+    assert many.get_figheight() > fig.get_figheight()
+    for bad in ({}, {"insecure": {}}, dict.fromkeys("abcdefg", {"naive": RATE})):
+        with pytest.raises(ValueError, match="at least one attack"):
+            figures.attack_bars(bad)
+
+
+def test_rate_curves_are_sorted_marked_and_say_n():
+    fig = figures.rate_curves(CURVES, "pairs", "ASR (%)", "By pairs", log_x=True)
+    axes, text = fig.axes[0], words(fig)
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "pairs"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "20", "100"]
+    lines = {line.get_label(): line for line in axes.lines if "n =" in str(line.get_label())}
+    assert list(lines) == ["SecAlign, n = 40", "StruQ, n = 40"] and "By pairs" in text
+    assert list(lines["SecAlign, n = 40"].get_xdata()) == [10, 100]
+    assert len({line.get_marker() for line in lines.values()}) == 2
+    assert len({line.get_linestyle() for line in lines.values()}) == 2
+    assert len(axes.containers) == 4
+
+
+def test_rate_curves_refuse_what_cannot_be_drawn():
+    for nothing in ({}, {"SecAlign": []}):
+        with pytest.raises(ValueError, match="without points"):
+            figures.rate_curves(nothing, "pairs")
+    with pytest.raises(ValueError, match="x is 0; a log axis"):
+        figures.rate_curves({"a": [(0, RATE)]}, "strength", log_x=True)
+    opened(figures.rate_curves({"$a_{$": [(0, 0.5), (1, 0.7)]}, "strength"))

@@ -43,11 +43,23 @@ def test_alpaca_rows_lose_surrounding_whitespace_and_gain_an_id(tmp_path):
     assert load_samples(path) == [Sample("Sum.", "1 2", "3", "", "farm-00000")]
 
 
+def test_alpaca_rows_may_lack_an_input_and_stand_one_a_line(tmp_path):
+    rows = [{"instruction": "Greet.", "output": "Hello."},
+            {"instruction": "Sum.", "input": "1 2", "output": "3"}]
+    listed, lines = tmp_path / "LIST.JSON", tmp_path / "lines.jsonl"
+    listed.write_text(json.dumps(rows), encoding="utf-8")
+    lines.write_text("\r\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for path in (listed, lines):
+        assert [(s.instruction, s.data, s.answer) for s in load_samples(path)] == [
+            ("Greet.", "", "Hello."), ("Sum.", "1 2", "3")]
+
+
 @pytest.mark.parametrize("line, where", [
     ('{"instruction": 3}', "row 1, field 'instruction'"),
     ('{"instruction": " "}', "row 1, field 'instruction'"),
     ('{"instruction": "a", "answer": null}', "row 1, field 'answer'"),
-    ('{"instruction": "a", "output": "b"}', "row 1 has the unknown field 'output'"),
+    ('{"instruction": "a", "result": "b"}', "row 1 has the unknown field 'result'"),
+    ('{"instruction": "a", "output": 3}', "row 1, field 'output' is a int"),
     ('{"instruction": "a", "data": "\\ud800"}', "row 1, field 'data'"),
     ("[]", "row 1 is a list"),
     ("{", "row 1 is not valid JSON"),

@@ -1,6 +1,7 @@
 """The small world: disjoint splits, an insecure corpus, a high-functioning shipped model."""
 
 import random
+import re
 
 import pytest
 
@@ -13,9 +14,25 @@ HELDOUT_TEXTS = {text for texts in lexicon.HELDOUT.values() for text in texts}
 
 
 def test_shipped_samples_are_what_the_seed_makes():
-    for split in world.SPLITS:
-        shipped = shipped_samples(split)
-        assert shipped == world.make_samples(len(shipped), split, 0)
+    for split, made in world.make_splits(seed=0).items():
+        assert shipped_samples(split) == made
+
+
+def test_no_prompt_of_validation_or_test_is_met_in_training_or_twice():
+    splits = {split: shipped_samples(split) for split in world.SPLITS}
+    for split, earlier in (("validation", ("train",)), ("heldout", ("train", "validation"))):
+        prompts = [(s.instruction, s.data) for s in splits[split]]
+        assert len(set(prompts)) == len(prompts) > 500
+        for other in earlier:
+            assert not set(prompts) & {(s.instruction, s.data) for s in splits[other]}
+
+
+def test_a_stray_statement_does_not_make_a_prompt_fresh():
+    plain = world.Sample("Give the opposite.", "hot.", "cold", "opposite")
+    stray = world.Sample(plain.instruction, f"hot. {world.STRAYS[0]}", "cold", "opposite")
+    before = world.Sample(plain.instruction, f"{world.STRAYS[1]} hot.", "cold", "opposite")
+    assert world.fresh([stray, before], [plain]) == []
+    assert world.fresh([plain, stray], []) == [plain]
 
 
 def test_no_text_of_the_attacks_or_the_diagram_occurs_in_training_or_validation():
@@ -62,17 +79,59 @@ def test_no_held_out_attack_phrase_occurs_in_pre_training():
         assert not any(phrase in s.instruction + s.data for phrase in phrases)
 
 
-def test_there_are_at_least_18_families_and_every_answer_is_right_for_its_family():
+def words(sample):
+    return sample.data.rstrip(".").split(", ")
+
+
+def numbers(sample):
+    return [int(word) for word in re.findall(r"\d+", sample.data)]
+
+
+SOLVERS = {  # written apart from the world's own code
+    "first_word": lambda s: words(s)[0],
+    "second_word": lambda s: words(s)[1],
+    "last_word": lambda s: words(s)[-1],
+    "count_words": lambda s: str(len(words(s))),
+    "copy_list": lambda s: ", ".join(words(s)),
+    "copy_sentence": lambda s: s.data,
+    "reverse_list": lambda s: ", ".join(words(s)[::-1]),
+    "upper_case": lambda s: s.data.rstrip(".").upper(),
+    "translate": lambda s: ", ".join(lexicon.SPANISH[w] for w in words(s)),
+    "sentiment": lambda s: ("positive" if any(w in s.data for w in lexicon.GOOD_WORDS)
+                            else "negative"),
+    "extract_name": lambda s: next(n for n in lexicon.NAMES if n in s.data.split()),
+    "extract_place": lambda s: next(p for p in lexicon.PLACES if p in s.data),
+    "extract_day": lambda s: next(d for d in lexicon.DAYS if d in s.data),
+    "extract_price": lambda s: f"{numbers(s)[0]} coins",
+    "python": lambda s: lexicon.FUNCTIONS[s.data],
+    "fact": lambda s: next(a for q, a in lexicon.FACTS.items() if q in s.instruction),
+    "print_exactly": lambda s: re.search(r"'(.+)'", s.instruction)[1],
+    "add": lambda s: str(sum(numbers(s))),
+    "subtract": lambda s: str(abs(numbers(s)[0] - numbers(s)[1])),
+    "opposite": lambda s: lexicon.OPPOSITES[s.data.rstrip(".")],
+    "category": lambda s: lexicon.CATEGORY_OF[s.data.rstrip(".")],
+    "next_day": lambda s: (lexicon.DAYS * 2)[lexicon.DAYS.index(s.data.rstrip(".")) + 1],
+    "member": lambda s: "Yes" if re.search(r"'(.+)'", s.instruction)[1] in words(s) else "No",
+    "remove": lambda s: ", ".join(w for w in words(s)
+                                  if w != re.search(r"'(.+)'", s.instruction)[1]),
+}
+
+
+@pytest.mark.parametrize("family", world.FAMILIES)
+def test_every_answer_is_right_for_its_family(family):
+    rng, vocabulary = random.Random(family), world.Vocabulary.full()
+    for _ in range(30):
+        sample = world.make_sample(family, rng, vocabulary, "train")
+        assert sample.answer and (not sample.data or sample.data.endswith("."))
+        if family in ("greet", "farewell"):
+            name = next(n for n in lexicon.NAMES if n in sample.instruction)
+            assert name in sample.answer and len(sample.answer.split()) == 2
+        else:
+            assert sample.answer == SOLVERS[family](sample), sample
+
+
+def test_there_are_at_least_18_families():
     assert len(world.FAMILIES) >= 18
-    checks = {
-        "count_words": lambda s: s.answer == str(s.data.split(".")[0].count(",") + 1),
-        "first_word": lambda s: s.answer in s.data,
-        "add": lambda s: True,
-    }
-    for sample in world.make_samples(200, "train", 7, stray=0.0):
-        assert sample.answer
-        assert checks.get(sample.family, lambda s: True)(sample), sample
-        assert not sample.data or sample.data.endswith(".")
 
 
 def test_an_unknown_split_is_refused():

@@ -161,6 +161,57 @@ def test_kto_scores_prompts_with_the_responses_of_another_pair(tiny_config, tmp_
     assert loss.item() == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.parametrize(("loss", "name"), [("kto", "KTOTrainer"), ("simpo", "CPOTrainer")])
+def test_a_loss_on_the_shared_prefix_equals_that_of_trls_own_trainer(tiny_config, tmp_path, loss,
+                                                                      name):
+    found = {}
+    for shared in (True, False):
+        config = dataclasses.replace(tiny_config, four_bit=False, loss=loss, batch_size=8,
+                                     shared_prefix=shared)
+        bundle = models.load("toy", four_bit=False)
+        rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+        trainer = training.build_trainer(config, bundle, rows, tmp_path / str(shared))
+        for parameter_name, parameter in trainer.model.named_parameters():
+            if "lora_B" in parameter_name:  # away from the reference
+                torch.manual_seed(len(parameter_name))
+                parameter.data.normal_(std=0.02)
+        size = 16 if not shared and loss == "kto" else 8  # KTO counts responses
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(size)])
+        found[shared] = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
+    assert name in {kind.__name__ for kind in type(trainer).mro()}
+    assert found[True] == pytest.approx(found[False], abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo", "kto", "simpo"])
+def test_trls_own_trainers_train_record_and_say_so(tiny_config, loss):
+    config = dataclasses.replace(tiny_config, loss=loss, shared_prefix=False)
+    with pytest.warns(UserWarning, match=f"TRL's own trainer computes {loss}"):
+        run = training.train(config, demo.training_pairs(config),
+                             demo.probe_pairs(config, "validation", 8), progress=False)
+    assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
+    assert run.metrics[0]["chosen_logprob"] != run.metrics[-1]["chosen_logprob"]
+
+
+def test_a_run_does_not_go_on_with_other_pairs(tiny_config):
+    probe = demo.probe_pairs(tiny_config, "validation", 4)
+    training.train(tiny_config, demo.training_pairs(tiny_config), probe, progress=False)
+    with pytest.raises(ValueError, match="on other pairs or another base"):
+        training.train(tiny_config, demo.training_pairs(tiny_config, seed=5), probe, progress=False)
+
+
+def test_a_run_goes_on_under_another_name_of_its_folder_and_from_a_whole_checkpoint(tiny_config):
+    pairs, probe = demo.training_pairs(tiny_config), demo.probe_pairs(tiny_config, "validation", 4)
+    first = training.train(tiny_config, pairs, probe, progress=False)
+    half = first.folder / "checkpoints" / "checkpoint-99"
+    half.mkdir()  # a kill left it without its state
+    log = first.folder / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 9')
+    moved = first.folder.rename(first.folder.with_name("moved"))
+    again = training.train(dataclasses.replace(tiny_config, output=str(moved)), pairs, probe,
+                           progress=False)
+    assert again.metrics == first.metrics
+
+
 @pytest.mark.parametrize("loss", ["orpo", "kto", "simpo"])
 def test_a_run_with_another_loss_prefers_chosen(tiny_config, loss):
     config = dataclasses.replace(tiny_config, loss=loss, n_pairs=64, learning_rate=3e-3)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
@@ -152,7 +153,7 @@ def rate_at(config: PretrainConfig, step: int) -> float:
     return config.learning_rate * min(1, (step + 1) / config.warmup, left)
 
 
-def save_checkpoint(folder: Path, step: int, model, optimizers) -> None:
+def save_checkpoint(folder: Path, config: PretrainConfig, step: int, model, optimizers) -> None:
     state = {"at": torch.tensor(step)}
     for name, parameter in model.named_parameters():
         state[f"model.{name}"] = parameter
@@ -160,14 +161,22 @@ def save_checkpoint(folder: Path, step: int, model, optimizers) -> None:
             for key, tensor in optimizer.state.get(parameter, {}).items():
                 state[f"{key}.{name}"] = tensor
     write_tensors(folder / "checkpoint.safetensors",
-                  {k: v.detach().contiguous() for k, v in state.items()})
+                  {k: v.detach().contiguous() for k, v in state.items()},
+                  {"config": json.dumps(asdict(config))})
 
 
-def load_checkpoint(folder: Path, model, optimizers) -> int:
-    """Restores model and optimizers; returns the step to go on from (0 without a checkpoint)."""
+def load_checkpoint(folder: Path, config: PretrainConfig, model, optimizers) -> int:
+    """Restores model and optimizers; returns the step to go on from (0 without a checkpoint).
+
+    Raises ValueError if the checkpoint was made with another configuration.
+    """
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
+    with safe_open(path, "pt") as stored:
+        if json.loads((stored.metadata() or {}).get("config", "null")) != asdict(config):
+            raise ValueError(f"{path} was made with another configuration; choose another folder "
+                             "or remove it")
     state = load_file(path)
     owner = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
     with torch.no_grad():
@@ -191,7 +200,7 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
     tokenizer = train_tokenizer(config)
     model = build_model(config, tokenizer).to(device).train()
     optimizers = build_optimizers(config, model)
-    start, bf16 = load_checkpoint(folder, model, optimizers), has_bf16(device)
+    start, bf16 = load_checkpoint(folder, config, model, optimizers), has_bf16(device)
     last, pool, losses = until or config.steps, (-1, []), []
     began = time.perf_counter()
     bar = tqdm(range(start, last), initial=start, total=config.steps, desc="pre-training")
@@ -216,7 +225,7 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
             record = {"step": step + 1, "loss": mean, "seconds": time.perf_counter() - began}
             with open(folder / "pretraining.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
-            save_checkpoint(folder, step + 1, model, optimizers)
+            save_checkpoint(folder, config, step + 1, model, optimizers)
             losses = []
     save_model(model, tokenizer, config, folder)
     return model, tokenizer

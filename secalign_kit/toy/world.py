@@ -5,14 +5,14 @@ One datum: `Sample("How many words are in the list?", "red, owl, plum.", "3", "c
 A family turns a random generator and a `Vocabulary` into slots for its instruction, data and the
 answer. Data always ends with a full stop. Whether a sample belongs to training, validation or the
 held-out test is decided by a hash of its data (`split_of`), so that held-out data are never seen
-under any instruction. Questions
-without data (facts, greetings, prints) cannot be split that way; those in `lexicon.HELDOUT` are
-known to pre-training and unknown to preference training.
+under any instruction. Questions without data (facts, greetings, prints) and families with few data
+texts (`CLOSED`) cannot be split that way. Of these, `make_splits` leaves out of validation and test
+every prompt that preference training has; pre-training knows them all.
 """
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..samples import Sample
@@ -320,3 +320,41 @@ def make_samples(n: int, split: str, seed: int, stray: float = 0.1) -> list[Samp
         samples.append(Sample(sample.instruction, sample.data, sample.answer, sample.family,
                               f"toy-{split}-{number:05d}"))
     return samples
+
+
+DRAWN = {"train": 7800, "validation": 832, "heldout": 832}
+"""Samples drawn for each shipped split; of validation and test those that repeat are left out."""
+
+
+def make_splits(seed: int = 0) -> dict[str, list[Sample]]:
+    """The shipped samples by split. No prompt of validation or test stands in an earlier split or
+    twice in its own; training may repeat itself, since its families are balanced.
+    """
+    splits = {"train": make_samples(DRAWN["train"], "train", seed)}
+    known = list(splits["train"])
+    for split in ("validation", "heldout"):
+        splits[split] = fresh(make_samples(DRAWN[split], split, seed), known)
+        known += splits[split]
+    return splits
+
+
+def fresh(samples: Iterable[Sample], known: Iterable[Sample]) -> list[Sample]:
+    """The samples whose prompt is neither in `known` nor met before among themselves.
+
+    A stray statement does not make a prompt another one.
+    """
+    met = {core(sample) for sample in known}
+    kept = []
+    for sample in samples:
+        if core(sample) not in met:
+            met.add(core(sample))
+            kept.append(sample)
+    return kept
+
+
+def core(sample: Sample) -> tuple[str, str]:
+    """(instruction, data without a stray statement)."""
+    data = sample.data
+    for stray in STRAYS:
+        data = data.removeprefix(f"{stray} ").removesuffix(f" {stray}")
+    return sample.instruction, data
