@@ -805,6 +805,37 @@ def before_after(table) -> Figure:
     return fig
 
 
+def log_prob_clouds(chosen: Sequence[float], rejected: Sequence[float], low: float,
+                    title: str = "Every pair of the probe") -> Figure:
+    """The log-probs (nats per response) of all pairs as two clouds, chosen above rejected.
+
+    `low`, the left end of the axis, stays the same while a training is replayed. The height within
+    a cloud has no meaning; the bar is the median. Raises ValueError for no or unequal numbers.
+    """
+    if not len(chosen) or len(chosen) != len(rejected):
+        raise ValueError(f"log_prob_clouds: {len(chosen)} chosen and {len(rejected)} rejected "
+                         "values; pass one of each per pair.")
+    fig = Figure(figsize=(8, 2.3), layout="constrained", facecolor=PAPER)
+    axes = fig.subplots()
+    ends = [1.6 * min(low, -1.0), 0.02]
+    for height, (side, values) in enumerate((("rejected", rejected), ("chosen", chosen))):
+        # multiples of the golden ratio spread points evenly, and the same at every step
+        spread = [height + 0.56 * ((k * 0.618034) % 1 - 0.5) for k in range(len(values))]
+        axes.scatter(values, spread, s=20, marker=MARKER[side], color=PALETTE[side], alpha=0.7,
+                     edgecolor=INK, linewidth=0.4)
+        median = sorted(values)[len(values) // 2]
+        axes.plot([median, median], [height - 0.38, height + 0.38], color=INK, linewidth=2)
+    axes.set_xscale("symlog", linthresh=0.1, linscale=0.5)
+    ticks = [-(10.0**k) for k in range(math.floor(math.log10(-ends[0])), -2, -1)] + [0.0]
+    axes.set_xticks(ticks, [f"{t:g}".replace("-", "\u2212") for t in ticks])
+    axes.set_xticks([], minor=True)
+    _dress(axes, title, "log p of the response (nats; tenfold steps)", "")
+    axes.set_yticks([0, 1], ["rejected", "chosen"])
+    axes.set_xlim(ends)
+    axes.set_ylim(-0.5, 1.5)
+    return fig
+
+
 def margin_histogram(table, bins: int = 30) -> Figure:
     """log p(chosen) - log p(rejected) of every pair (nats), before and after training.
 

@@ -1,7 +1,8 @@
 """Training: SecAlign's DPO on injected preference pairs, with LoRA on a 4-bit model.
 
 One datum of the log: `{"step": 40, "loss": 0.21, "margin": 3.4, "chosen_logprob": -1.9,
-"rejected_logprob": -31.2}`, log-probs in summed nats per response on a fixed probe set.
+"rejected_logprob": -31.2}`, log-probs in summed nats per response, mean of a fixed probe set
+(`chosen_logprobs` and `rejected_logprobs` list its pairs).
 
 TRL's `DPOTrainer` does the training; `SharedPrefixDPOTrainer` changes how a batch's log-probs are
 computed (see `shared_prefix`), not what they are. The reference is the model without its adapter
@@ -424,6 +425,11 @@ def refuse_other_run(config: RunConfig) -> None:
         )
 
 
+def _rounded(values: torch.Tensor) -> list[float]:
+    """To a hundredth of a nat, which keeps a log small and a cloud of points the same."""
+    return [round(value, 2) for value in values.tolist()]
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The run's newest whole checkpoint; one that a kill cut off lacks its state, written last."""
     whole = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
@@ -457,7 +463,9 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
 
     def measure() -> dict:
         chosen, rejected = score_pairs(bundle, probe_rows)
-        return {"chosen_logprob": chosen.mean().item(), "rejected_logprob": rejected.mean().item()}
+        return {"chosen_logprob": chosen.mean().item(),
+                "rejected_logprob": rejected.mean().item(),
+                "chosen_logprobs": _rounded(chosen), "rejected_logprobs": _rounded(rejected)}
 
     steps = config.epochs * -(-len(rows) // config.batch_size)
     log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record,

@@ -814,12 +814,25 @@ def replay_figure(metrics: Sequence[Mapping], until: int):
     return part
 
 
+def clouds_figure(metrics: Sequence[Mapping], at: int):
+    """The pairs of the probe at row `at`, on the axis of the whole run; None if only means were
+    recorded.
+    """
+    row, keys = metrics[at], ("chosen_logprobs", "rejected_logprobs")
+    if not all(row.get(key) for key in keys):
+        return None
+    low = min(value for other in metrics for key in keys for value in other.get(key) or [0.0])
+    return figures.log_prob_clouds(*(row[key] for key in keys), low,
+                                   f"Every pair of the probe at step {row['step']}")
+
+
 def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
     """A slider over the recorded steps of a run: rows of a log, or the path of a metrics.jsonl.
 
-    Parts: step (slider), image, words, message, progress.
+    Parts: step (slider), image (curves), clouds (one point per pair), words, message, progress.
     """
     parts = SimpleNamespace(
+        clouds=ipywidgets.Image(format="png", layout={"max_width": "100%"}),
         step=_wide(ipywidgets.SelectionSlider, "step", options=[("none", -1), ("yet", -2)],
                    continuous_update=False),
         image=ipywidgets.Image(format="png", layout={"max_width": "100%"}),
@@ -834,6 +847,10 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
         with _answering(parts, "words") as progress:
             for index in progress((until,)):
                 parts.image.value = figures.png(replay_figure(rows, index), dpi=90)
+                cloud = clouds_figure(rows, index)
+                parts.clouds.layout.display = None if cloud else "none"
+                if cloud:
+                    parts.clouds.value = figures.png(cloud, dpi=90)
                 parts.words.value = message_html(replay_words(rows[index]))
 
     with _answering(parts):
@@ -852,4 +869,4 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
 
     parts.step.observe(show, "value")
     return View("Training replay", [parts.step, parts.progress, parts.message, parts.words,
-                                    parts.image], parts, twin)
+                                    parts.clouds, parts.image], parts, twin)
