@@ -11,6 +11,7 @@ from secalign_kit.evaluation import Item
 from secalign_kit.models import Bundle
 from secalign_kit.samples import Sample, shipped_samples
 
+from .dpo import random_model
 from .measuring import Result, compare, take_turns, timed
 
 
@@ -46,38 +47,46 @@ def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int) -> 
     return [text.strip() for text in texts]
 
 
-def merged(bundle: Bundle, items: list[Item], **options) -> list[dict]:
-    with models.merged(bundle):
-        return evaluation.evaluate(bundle, items, **options)
+def against_the_loop(rounds: int, bundle: Bundle, state: str, items: list[Item], measure: str,
+                     limit: str = "") -> Result:
+    """Early verdicts against the one-by-one loop to 512 tokens, on the same items."""
+    found, lengths = {}, []
+
+    def ours(number: int) -> float:
+        spent, records = timed(lambda: within(bundle, state, lambda: evaluation.evaluate(
+            bundle, items, verdict_only=True)))
+        found["ours"] = [record["obeyed"] for record in records]
+        return spent
+
+    def loop(number: int) -> float:
+        spent, texts = timed(lambda: within(bundle, state, lambda: decode(bundle, items, 1, 512)))
+        lengths[:] = [len(ids) for ids in bundle.tokenizer(texts)["input_ids"]]
+        found["loop"] = [evaluation.obeyed(t, i.witness)
+                         for t, i in zip(texts, items, strict=True)]
+        return spent
+
+    seconds = take_turns({"ours": ours, "one by one, to 512 tokens": loop}, rounds, measure)
+    differ = sum(a != b for a, b in zip(found["ours"], found["loop"], strict=True))
+    words = f"{measure}, answers of {sum(lengths) / len(lengths):.0f} tokens"
+    return compare(seconds, "one by one, to 512 tokens", words, len(items), "samples/s",
+                   f"{differ} of {len(items)} verdicts differ", limit, goal=20)
 
 
 def begins_with(rounds: int, n: int = 100) -> list[Result]:
-    """Insecure and secure model, attacked: early verdicts against the one-by-one loop."""
-    bundle, results = secure_bundle(), []
-    items = items_of(bundle, ("ignore",), n)
-    for state in ("secure", "insecure"):
-        found = {}
-
-        def ours(number: int, state=state, found=found) -> float:
-            spent, records = timed(lambda: within(bundle, state, lambda: merged(
-                bundle, items, verdict_only=True)))
-            found["ours"] = [record["obeyed"] for record in records]
-            return spent
-
-        def loop(number: int, state=state, found=found) -> float:
-            spent, texts = timed(lambda: within(bundle, state, lambda: decode(
-                bundle, items, 1, 512)))
-            found["loop"] = [evaluation.obeyed(t, i.witness)
-                             for t, i in zip(texts, items, strict=True)]
-            return spent
-
-        seconds = take_turns({"ours": ours, "one by one, to 512 tokens": loop}, rounds,
-                             f"begins with, {state}")
-        differ = sum(a != b for a, b in zip(found["ours"], found["loop"], strict=True))
-        results.append(compare(seconds, "one by one, to 512 tokens",
-                               f"ASR, begins with, {state} model", n, "samples/s",
-                               f"{differ} of {n} verdicts differ", goal=20,
-                               limit="fp32 products alone: about 16x"))
+    """One attack on the insecure and the secure model; six attacks; a model that answers at length.
+    """
+    bundle, limit = secure_bundle(), "fp32 products alone: about 16x"
+    one = items_of(bundle, ("ignore",), n)
+    results = [against_the_loop(rounds, bundle, state, one,
+                                f"ASR, begins with, {state} model, one attack", limit)
+               for state in ("secure", "insecure")]
+    six = items_of(bundle, (*evaluation.ATTACKS, "ignore_after"), n // 2)
+    results.append(against_the_loop(rounds, bundle, "secure", six,
+                                    "ASR, begins with, secure model, six attacks on each sample"))
+    talkative = models.load("toy", four_bit=False)  # lends its tokenizer
+    talkative.model = random_model("2M").eval()
+    results.append(against_the_loop(rounds, talkative, "secure", one[:8],
+                                    "ASR, begins with, random 2M Llama, one attack"))
     return results
 
 
@@ -95,7 +104,7 @@ def full_texts(rounds: int, n: int = 300) -> Result:
     found = {}
 
     def ours(number: int) -> float:
-        spent, records = timed(lambda: merged(bundle, items, max_new_tokens=96))
+        spent, records = timed(lambda: evaluation.evaluate(bundle, items, max_new_tokens=96))
         found["ours"] = [record["response"] for record in records]
         return spent
 
@@ -123,7 +132,7 @@ def six_attacks(rounds: int, n: int = 100, statements: int = 0) -> Result:
     found = {}
 
     def ours(number: int) -> float:
-        spent, records = timed(lambda: merged(bundle, items, verdict_only=True))
+        spent, records = timed(lambda: evaluation.evaluate(bundle, items, verdict_only=True))
         found["ours"] = {(r["id"], r["attack"]): r["obeyed"] for r in records}
         return spent
 

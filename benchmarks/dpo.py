@@ -183,6 +183,17 @@ def growth(rounds: int) -> list[Result]:
     return results
 
 
+def by_pairs(rounds: int) -> list[Result]:
+    """End to end with ever more pairs, one round each: TRL alone needs half an hour for these."""
+    results, checked = [], parity(False)
+    for n_pairs in (1000, 5000, 20_000):
+        seconds = {name: [seconds_of(name, n_pairs, False, n_pairs)]
+                   for name in ("ours", "TRL tuned")}
+        results.append(compare(seconds, "TRL tuned", f"DPO training, {n_pairs:,} pairs", n_pairs,
+                               "pairs/s", checked))
+    return results
+
+
 def dpo(rounds: int) -> list[Result]:
     return embedded(rounds) + memory() + growth(rounds)
 

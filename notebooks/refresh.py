@@ -2,20 +2,24 @@
 
 Each runs from top to bottom in a fresh kernel; outputs are kept, except what does not belong into a
 repository: widget views and their state, progress bars, timing metadata.
-`--compare FOLDER` runs nothing and says which numbers differ between these notebooks and executed
-copies in FOLDER by more than the tolerance.
+`--compare FOLDER` runs nothing and says where these notebooks differ from executed copies in
+FOLDER: in numbers, by more than a tolerance, and, on a machine like that of the committed outputs
+(it is noted in them), in words. Texts in quotes, which models wrote, may differ.
 """
 
 import argparse
 import re
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
 
 HERE = Path(__file__).resolve().parent
-NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w])")
-TOLERANCE = 0.15  # of a number, and at least 3 units: threads and processors round differently
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?%?(?![\w])")
+QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+TOLERANCE = 0.15  # of a number: threads and processors round differently
+LEAST = {"other": 3.0, "%": 5.0, ".": 0.5, "": 3.0}  # and at least so many units, by its kind
 
 
 def cleaned(notebook):
@@ -35,12 +39,22 @@ def keeps(output) -> bool:
     return not (output.get("name") == "stderr" and "it/s]" in output.get("text", ""))
 
 
+def machine() -> dict[str, str]:
+    """What decides how 4-bit products are rounded."""
+    from importlib.metadata import version
+
+    from secalign_kit.models import compute_dtype
+
+    return {"products": str(compute_dtype("cpu")), "torch": version("torch").partition("+")[0]}
+
+
 def run(path: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False,
                    resources={"metadata": {"path": str(HERE)}}).execute()
+    notebook.metadata["secalign_kit"] = machine()
     nbformat.write(cleaned(notebook), path)
 
 
@@ -56,16 +70,34 @@ def printed(notebook) -> list[str]:
 
 
 def differences(committed: Path, executed: Path) -> list[str]:
-    """One line for each cell whose numbers are not those of the committed notebook."""
+    """One line for each cell whose output is not that of the committed notebook."""
+    old, new = (nbformat.read(path, as_version=4) for path in (committed, executed))
+    alike = old.metadata.get("secalign_kit") == machine()
     found = []
-    both = [printed(nbformat.read(path, as_version=4)) for path in (committed, executed)]
-    for number, (old, new) in enumerate(zip(*both, strict=True), 1):
-        pairs = list(zip(NUMBER.findall(old), NUMBER.findall(new), strict=False))
-        off = [(a, b) for a, b in pairs
-               if abs(float(a) - float(b)) > max(3, TOLERANCE * abs(float(a)))]
-        if off:
-            found.append(f"{committed.stem}, code cell {number}: {off[0][0]} became {off[0][1]}")
+    for number, texts in enumerate(zip(printed(old), printed(cleaned(new)), strict=True), 1):
+        change = _change(*texts, alike)
+        if change:
+            found.append(f"{committed.stem}, code cell {number}: {change}")
     return found
+
+
+def _change(old: str, new: str, alike: bool) -> str:
+    """The first number, or word, that became another; empty if there is none."""
+    for a, b in zip(NUMBER.findall(old), NUMBER.findall(new), strict=False):
+        kind = "other" if not alike else "%" if "%" in a else "." if "." in a else ""
+        x, y = (float(text.rstrip("%")) for text in (a, b))
+        if abs(x - y) > max(LEAST[kind], TOLERANCE * abs(x)):
+            return f"{a} became {b}"
+    if alike:
+        for a, b in zip_longest(*map(_words, (old, new)), fillvalue="nothing"):
+            if a != b:
+                return f"{a!r} became {b!r}"
+    return ""
+
+
+def _words(text: str) -> list[str]:
+    """The words of an output, without numbers, quoted texts and the dashes of tables."""
+    return re.sub(r"[-=]{3,}", " ", NUMBER.sub("#", QUOTED.sub(" ", text))).split()
 
 
 def main() -> int:

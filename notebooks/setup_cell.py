@@ -13,17 +13,19 @@ CELL = '''
 import glob
 import importlib.util
 import os
+import subprocess
 import sys
 import warnings
 
 ADDRESS = ""  # what pip installs on Colab; written by notebooks/setup_cell.py
 if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"):
-    kit = ADDRESS or next(iter(sorted(glob.glob("secalign_kit-*.whl"))), None)
-    assert kit, "Upload the wheel that `make wheel` builds, or set ADDRESS; then run again."
-    os.system(f"{sys.executable} -m pip install -q --no-deps {kit} trl bitsandbytes")
+    wheel = max(glob.glob("secalign_kit-*.whl"), key=os.path.getmtime, default="")
+    assert ADDRESS or wheel, "Upload the wheel that `make wheel` builds, or set ADDRESS; run again."
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+    subprocess.run([*install, ADDRESS or wheel, "trl", "bitsandbytes"], check=True)
 warnings.filterwarnings("ignore")
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
-kit = importlib.import_module("secalign_kit")  # before its requirements, whose remarks it silences
+kit = importlib.import_module("secalign_kit")  # first: it silences remarks of its requirements
 '''.strip()
 
 

@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import os
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -90,6 +94,35 @@ def test_lab_opens_the_start_page_rendered():
     path = ROOT / "notebooks/.jupyter/labconfig/default_setting_overrides.json"
     viewers = json.loads(path.read_text())["@jupyterlab/docmanager-extension:plugin"]
     assert viewers == {"defaultViewers": {"markdown": "Markdown Preview"}}
+
+
+@pytest.mark.parametrize(("old", "new", "change"), [
+    ("loss 0.70", "loss 1.30", "0.70 became 1.30"), ("loss 0.70", "loss 0.75", ""),
+    ("ASR 0.0%", "ASR 7.0%", "0.0% became 7.0%"), ("ASR 0.0%", "ASR 1.0%", ""),
+    ("a b", "a c", "'b' became 'c'"), ("a b", "a", "'b' became 'nothing'"),
+    ("said 'fig'", "said 'harp, fig'", ""),
+])
+def test_on_a_like_machine_words_count_and_numbers_are_close(old, new, change):
+    refresh = script("refresh")
+    assert refresh._change(old, new, alike=True) == change
+    assert refresh._change(old, new, alike=False) == (change if "%" in change else "")
+
+
+def test_the_setup_cell_installs_the_newest_wheel_on_colab(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    cell = script("setup_cell").CELL
+    with pytest.raises(AssertionError, match="Upload the wheel"):
+        exec(cell, {})
+    for age, name in ((9, "secalign_kit-0.1.0-py3-none-any.whl"), (1, "secalign_kit-0.0.9-x.whl")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    exec(cell, {})
+    assert commands[0][1:] == ["-m", "pip", "install", "-q", "--no-deps",
+                               "secalign_kit-0.0.9-x.whl", "trl", "bitsandbytes"]
 
 
 def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):
