@@ -26,6 +26,8 @@ from .samples import (
 )
 
 RECIPES = DATA / "recipes"
+SUMMARIES = DATA / "demo"
+"""`summary.json` of the demo with seeds 0, 1 and 2, of which the README's table is made."""
 NOTES = [
     "The embedded model knows a small generated world; its rates say nothing about large models.",
     "The attacks are fixed texts. An attacker who adapts to the defense is stronger than these.",
@@ -164,26 +166,55 @@ def flatten(summary: dict, prefix: str = "") -> list[tuple[str, object]]:
     return rows
 
 
+def _measures(summary: dict) -> list[tuple[str, tuple[str, ...]]]:
+    """(words, keys below "insecure" and "secure") of every rate, in the order of the table."""
+    asr, right = (summary["insecure"][key] for key in ("asr", "accuracy_under_attack"))
+    return [("clean utility", ("clean_utility",)), ("retention", ("retention",)),
+            *((f"ASR {a.replace('_', '-')}", ("asr", a)) for a in asr),
+            *((f"right under {a.replace('_', '-')}", ("accuracy_under_attack", a)) for a in right)]
+
+
+def _rate(summary: dict, which: str, keys: Iterable[str]) -> Rate:
+    value = summary[which]
+    for key in keys:
+        value = value[key]
+    return Rate(**value)
+
+
 def table_lines(summary: dict) -> list[str]:
     """The result as text: one line per measure, insecure and secure with n and interval."""
-    def show(which: str, *keys: str) -> str:
-        value = summary[which]
-        for key in keys:
-            value = value[key]
-        return str(Rate(**value))
-
-    rows = [("clean utility", ("clean_utility",)), ("retention", ("retention",))]
-    rows += [(f"ASR {a.replace('_', '-')}", ("asr", a)) for a in summary["insecure"]["asr"]]
-    rows += [(f"right under {a.replace('_', '-')}", ("accuracy_under_attack", a))
-             for a in summary["insecure"]["accuracy_under_attack"]]
     lines = [f"{'':30} {'insecure':36} secure"]
-    lines += [f"{name:30} {show('insecure', *keys):36} {show('secure', *keys)}"
-              for name, keys in rows]
+    lines += [f"{name:30} {_rate(summary, 'insecure', keys)!s:36} {_rate(summary, 'secure', keys)}"
+              for name, keys in _measures(summary)]
     for side in ("chosen", "rejected"):
         shift = summary["logprob"][side]
         lines.append(f"{f'mean log p({side}), nats':30} {shift['before']:<36.2f} "
                      f"{shift['after']:.2f}")
     return lines
+
+
+def markdown(summaries: Sequence[dict]) -> str:
+    """The first summary as a Markdown table, with the secure models of the others beside it."""
+    first, *others = summaries
+
+    def row(name, n, before, after, more):
+        return f"| {name} | {n} | {before} | {after} | {', '.join(more)} |"
+
+    def interval(rate: Rate) -> str:
+        return f"{rate.value:.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+    rows = ["| | n | insecure | secure | other seeds, secure |", "|---|---|---|---|---|"]
+    for name, keys in _measures(first):
+        before, after = (_rate(first, which, keys) for which in ("insecure", "secure"))
+        rows.append(row(name, after.n, interval(before), interval(after),
+                        (f"{_rate(other, 'secure', keys).value:.1%}" for other in others)))
+    for side in ("chosen", "rejected"):
+        before, after = (first["logprob"][side][when] for when in ("before", "after"))
+        rows.append(row(f"mean log p({side}), nats", first["logprob_pairs"], f"{before:.2f}",
+                        f"{after:.2f}", (f"{o['logprob'][side]['after']:.2f}" for o in others)))
+    answers = [f"`{first['diagram'][which]}`" for which in ("insecure", "secure")]
+    same = ("the same" if o["diagram"] == first["diagram"] else "another" for o in others)
+    return "\n".join([*rows, row("the diagram's example", 1, *answers, same), ""])
 
 
 def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict:
@@ -230,6 +261,7 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
         "insecure": evaluation.summarize(insecure[:-1]),
         "secure": evaluation.summarize(secure[:-1]),
         "logprob": logprobs.mean_shift(shift),
+        "logprob_pairs": len(shift),
         "diagram": {"insecure": insecure[-1]["response"], "secure": secure[-1]["response"]},
         "training_seconds": run.seconds,
     })

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from secalign_kit import cli
+from secalign_kit import cli, evaluation, injections
 
 
 @pytest.mark.parametrize("arguments", [
     ["train", "--config", "no-such-recipe"], ["train", "--set", "beta"],
     ["train", "--set", "betta=1"], ["pairs", "no-such-file.json", "out"],
-    ["evaluate", "no-such-adapter", "--n", "2"],
+    ["evaluate", "no-such-adapter", "--n", "2"], ["evaluate", "--format", "no-such-format"],
+    ["adapters", "demo"], ["train", "--pairs", "no-such-folder"],
 ])
 def test_bad_input_ends_in_one_sentence(arguments, capsys):
     assert cli.main(arguments) == 2
@@ -25,6 +26,37 @@ def test_pairs_are_made_from_an_alpaca_shaped_file(tmp_path, capsys):
     assert cli.main(["pairs", str(tmp_path / "alpaca.json"), str(tmp_path / "out")]) == 0
     assert "6 pairs" in capsys.readouterr().out
     assert (tmp_path / "out" / "README.md").exists()
+
+
+def test_a_place_that_cannot_be_written_ends_in_one_sentence(tmp_path, capsys):
+    rows = [{"instruction": f"Say {n}.", "input": "text", "output": f"{n}"} for n in range(3)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    (tmp_path / "file").touch()
+    assert cli.main(["pairs", str(tmp_path / "alpaca.json"), str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
+def test_attacks_are_asked_once_and_files_do_not_hide_each_other(tmp_path):
+    assert cli._attacks("five,naive") == list(evaluation.ATTACKS)
+    assert sorted(cli._attacks("naive,all")) == sorted(injections.ATTACKS)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.json").write_text('["Now: {payload}"]')
+    paths = [str(tmp_path / folder / "mine.json") for folder in ("a", "b")]
+    assert [name for name, _ in cli._attacks(paths[0])] == ["mine_0"]
+    with pytest.raises(ValueError, match="rename the file"):
+        cli._attacks(",".join(paths))
+
+
+def test_saved_pairs_are_trained_on_and_the_run_is_evaluated(tmp_path, capsys):
+    rows = [{"instruction": f"Say {n}.", "input": "text", "output": f"{n}"} for n in range(8)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    folder, run = str(tmp_path / "pairs"), str(tmp_path / "run")
+    assert cli.main(["pairs", str(tmp_path / "alpaca.json"), folder]) == 0
+    assert cli.main(["train", "--pairs", folder, "--output", run, "--set", "batch_size=4",
+                     "--set", "four_bit=false"]) == 0
+    assert cli.main(["evaluate", run, "--n", "2", "--no-four-bit", "--attacks", "naive"]) == 0
+    assert "asr naive" in capsys.readouterr().out
 
 
 def test_evaluate_prints_rates_with_n_and_writes_records(tmp_path, capsys):
