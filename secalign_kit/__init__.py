@@ -6,7 +6,8 @@ The data's journey, which is also the order of the modules:
     injections   a payload written into the data by an attack
     pairs        prefer the answer to the instruction over the answer to the injection
     prompts      delimiters, the front-end filter, and a role for every token
-    preference   response log-probs and the DPO loss
+    preference   response log-probs, the DPO loss and its relatives
+    shared_prefix  both responses of a pair in one sequence
     training     DPO with LoRA on a 4-bit model
     logprobs     the shift of log p(chosen) and log p(rejected)
     generation   greedy responses, shared and stopped early
@@ -14,6 +15,8 @@ The data's journey, which is also the order of the modules:
     evaluation   attack success rate and utility
     figures      pictures of all this
     report       one page for a run
+    study        every variant with several seeds
+    ledger       the papers' claims, decided by a study
 
 Beside it: `models` (presets, 4-bit, adapters), `config`, `toy` (the embedded model's world),
 `demo` (the main job), `widgets`, `checks` (of the notebooks' exercises) and `cli`. Importing the

@@ -315,6 +315,7 @@ def make_adapter(name: str) -> Path:
     evaluation.save_records(run.metrics, target / "metrics.jsonl")
     described = json.loads((run.folder / "adapter" / settings).read_text(encoding="utf-8"))
     described["base_model_name_or_path"] = "data/model"  # peft writes this machine's path
+    described["target_modules"].sort()  # a set to peft, which writes it in any order
     training.write_json(target / settings, described)
     write_text(target / "README.md", adapter_card(name, config, evaluation.summarize(records)))
     return target

@@ -56,7 +56,7 @@ _ROLE_MARKER = MARKER | {"injection": "s", "instruction": "o"}
 NEUTRAL = "#BDBDBD"  # fills the markers of all that have no role; their outline is INK
 
 
-# --- The loss by itself --------------------------------------------------------------------------
+# --- Text in figures ------------------------------------------------------------------------------
 DELIMITERS = ("<instruction_delimiter>", "<data_delimiter>", "<response_delimiter>")
 
 _FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib

@@ -558,8 +558,10 @@ def sets_html(points: Sequence[Point], strength: float, attack: str) -> str:
 
 def dial_twin(points: Sequence[Point]) -> dict:
     """Every measured strength, with the attack that succeeds most often there, as a PNG."""
-    rows = [{"strength": p.strength, "asr": max(p.asr.values(), key=lambda rate: rate.value),
-             "utility": p.utility, "margin": p.preference} for p in points]
+    strongest = [max(p.asr, key=lambda name, p=p: p.asr[name].value) for p in points]
+    rows = [{"strength": p.strength, "asr": p.asr[attack], "attack": attack,
+             "utility": p.utility, "margin": p.preference}
+            for p, attack in zip(points, strongest, strict=True)]
     return _png(figures.strength_dial(rows))
 
 

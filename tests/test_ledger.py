@@ -151,6 +151,7 @@ def test_the_shipped_evidence_has_three_seeds_and_every_condition(shipped):
         assert set(rows.condition) == set(conditions), variant
         if variant != "insecure":
             assert (shipped.shifts.variant == variant).sum() == 3
+    assert shipped.attacks("secalign", "unseen") == list(study.UNSEEN)
 
 
 def test_every_claim_of_the_shipped_ledger_has_a_verdict(shipped):

@@ -159,5 +159,8 @@ def test_the_model_is_small_and_does_its_work(toy):
     weights = DATA / "model" / "model.safetensors"
     assert weights.stat().st_size <= 12_000_000
     records = evaluation.evaluate(toy, evaluation.clean_items(shipped_samples("heldout")))
-    assert evaluation.summarize(records)["clean_utility"].value >= 0.98
+    utility = evaluation.summarize(records)["clean_utility"]
+    assert utility.value >= 0.98
+    card = (DATA / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"Exact match on clean samples: {utility}" in card
     assert min(rate.value for rate in evaluation.utility_by_family(records).values()) >= 0.93

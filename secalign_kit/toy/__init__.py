@@ -4,4 +4,5 @@
     world    task families: clean samples (instruction, data, answer)
     corpus   the pre-training mixture: clean samples, and requests in other places than data
     pretrain tokenizer, model and training from scratch
+    card     the model card, its scores measured anew
 """
