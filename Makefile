@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-colab lab app adapters bench wheel clean
+.PHONY: help demo test test-colab lab app adapters summaries bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -58,6 +58,13 @@ app: $(STAMP)
 # make adapters: the shipped adapters, made anew (about an hour on two cores)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
+
+# make summaries: the demo with three seeds, for the README's table (about ten minutes)
+summaries: $(STAMP)
+	for seed in 0 1 2; do \
+	  $(BIN)/secalign-kit demo --set seed=$$seed --output runs/summaries/$$seed || exit 1; \
+	  mkdir -p data/demo && cp runs/summaries/$$seed/summary.json data/demo/summary_$$seed.json; \
+	done
 
 # make bench: the tables of docs/performance.md, into runs/bench (about half an hour)
 bench: $(STAMP)

@@ -32,8 +32,12 @@ def items_of(bundle: Bundle, attacks, n: int, statements: int = 0) -> list[Item]
 
 
 @torch.inference_mode()
-def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int) -> list[str]:
-    """Responses by transformers' `generate`, in the order of the items."""
+def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int,
+           lengths: list[int] | None = None) -> list[str]:
+    """Responses by transformers' `generate`, in the order of the items.
+
+    `lengths`, if given, gets the number of tokens of each, the end token excluded.
+    """
     tokenizer, form = bundle.tokenizer, bundle.format
     end, pad = tokenizer.convert_tokens_to_ids(form.end), tokenizer.pad_token_id
     rows = [list(prompts.encode(tokenizer, form, i.instruction, i.data).ids) for i in items]
@@ -43,6 +47,9 @@ def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int) -> 
         ids, mask = shared_prefix.left_padded(batch, pad, bundle.device)
         out = bundle.model.generate(input_ids=ids, attention_mask=mask, do_sample=False,
                                     max_new_tokens=longest, pad_token_id=pad, eos_token_id=end)
+        if lengths is not None:
+            lengths += [int((row != end).logical_and(row != pad).sum())
+                        for row in out[:, ids.shape[1]:]]
         texts += tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
@@ -59,8 +66,9 @@ def against_the_loop(rounds: int, bundle: Bundle, state: str, items: list[Item],
         return spent
 
     def loop(number: int) -> float:
-        spent, texts = timed(lambda: within(bundle, state, lambda: decode(bundle, items, 1, 512)))
-        lengths[:] = [len(ids) for ids in bundle.tokenizer(texts)["input_ids"]]
+        lengths.clear()
+        spent, texts = timed(lambda: within(bundle, state, lambda: decode(
+            bundle, items, 1, 512, lengths)))
         found["loop"] = [evaluation.obeyed(t, i.witness)
                          for t, i in zip(texts, items, strict=True)]
         return spent

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?%?(?![\w])")
 QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 TOLERANCE = 0.15  # of a number: threads and processors round differently
-LEAST = {"other": 3.0, "%": 5.0, ".": 0.5, "": 3.0}  # and at least so many units, by its kind
+LEAST = {"other": 5.0, "%": 3.0, ".": 0.1, "": 3.0}  # and at least so many units, by its kind
 
 
 def cleaned(notebook):

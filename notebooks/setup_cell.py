@@ -24,6 +24,7 @@ if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
     subprocess.run([*install, ADDRESS or wheel, "trl", "bitsandbytes"], check=True)
 warnings.filterwarnings("ignore")
+warnings.filterwarnings("default", module="secalign_kit")  # what the kit itself has to say
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 kit = importlib.import_module("secalign_kit")  # first: it silences remarks of its requirements
 '''.strip()

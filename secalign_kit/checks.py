@@ -307,11 +307,14 @@ def check_break(filter: Callable[[str], str], text: str) -> Verdict:
     if not typed:
         raise _Mistake("Not yet: the filter finds nothing to delete in your text. Give it a "
                        "delimiter to delete whose loss joins the halves of another.")
-    joined = next((string for string in _RESERVED if string in text.replace(typed[0], "")), None)
+    without = text
+    for string in typed:
+        without = without.replace(string, "")
+    joined = next((string for string in _RESERVED if string in without), None)
     if joined is None:
         raise _Mistake(f"Not yet: {typed[0]!r} is deleted and nothing is left. Put it inside "
                        "another delimiter, so that its halves meet.")
-    if joined == typed[0]:
+    if joined in typed:
         raise _Mistake(f"Not yet: {joined!r} inside itself does not help, since the filter deletes "
                        "one string as often as it occurs. Take two different ones.")
     raise _Mistake(f"Not yet: {typed[0]!r} goes first, so {joined!r} is born before its own turn "

@@ -82,7 +82,8 @@ def evaluate(arguments) -> None:
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
                          format=arguments.format)
     items = demo.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
-                            _attacks(arguments.attacks), arguments.targets.split(","))
+                                  _attacks(arguments.attacks), arguments.targets.split(","),
+                                  arguments.judge)
     items = evaluation.shard(items, arguments.shard)
     wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
     names = wanted.split(",")
@@ -177,6 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--targets", default="witness", metavar="NAMES",
                      help="witness (default), payload: another sample's answer, fidelity: tasks "
                           "about the text of requests; with commas")
+    sub.add_argument("--judge", default="begins_with", choices=("begins_with", "contains"),
+                     help="what a response to the witness request must do to count as obeyed")
     sub.add_argument("--defenses", default="none", metavar="NAMES",
                      help="all, or names of prompting defenses with commas")
     sub.add_argument("--shard", default="1/1", help="k/n: every n-th sample only")

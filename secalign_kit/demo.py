@@ -88,13 +88,15 @@ TARGETS = ("witness", "payload", "fidelity")
 
 
 def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = None,
-               position: str = "end", attacks=evaluation.ATTACKS,
-               targets: Iterable[str] = ("witness",)) -> list[Item]:
+                     position: str = "end", attacks=evaluation.ATTACKS,
+                     targets: Iterable[str] = ("witness",),
+                     judge: str = "begins_with") -> list[Item]:
     """Clean, retention and attacked items of a split; `n` samples with data are attacked.
 
     `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks`. `targets`
     are those of `TARGETS`: attacks that want the witness, attacks that want another sample's
-    answer, and tasks about the text of requests. Raises ValueError for others, and for n < 1.
+    answer, and tasks about the text of requests. `judge` decides about the witness. Raises
+    ValueError for others, and for n < 1.
     """
     _check_items(n, targets)
     samples, witness = shipped_samples(split), injections.WITNESS[split]
@@ -103,7 +105,8 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
     for attack in attacks:
         options = dict(split=split, position=position)
         if "witness" in targets:
-            items += evaluation.attacked_items(with_data, attack, witness, bundle, **options)
+            items += evaluation.attacked_items(with_data, attack, witness, bundle, judge=judge,
+                                               **options)
         if "payload" in targets and attack not in injections.WITNESS_ONLY:
             items += evaluation.payload_items(with_data, attack, bundle, **options)
     return items + (evaluation.fidelity_items(samples) if "fidelity" in targets else [])

@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import defenses, generation, injections, pairs, prompts
-from .models import Bundle, merged
+from .models import Bundle, merged, weights_hash
 from .samples import DINOSAUR_PAYLOAD, Sample, write_text
-from .training import weights_hash
 
 ATTACKS = ("naive", "ignore", "completion", "ignore_completion", "escape_separation")
 
@@ -88,11 +87,12 @@ NamedAttack = str | tuple[str, injections.Attack]
 
 
 def attacked_items(samples: Iterable[Sample], attack: NamedAttack, witness: Sample, bundle: Bundle,
-                   seed: int = 0, split: str = "heldout", position: str = "end") -> list[Item]:
+                   seed: int = 0, split: str = "heldout", position: str = "end",
+                   judge: str = "begins_with") -> list[Item]:
     """Every sample with data, attacked by the witness request with the split's own phrases."""
     rng = random.Random(f"{_name(attack)}-{seed}")
     return _attacked(samples, attack, lambda sample: witness, rng, bundle, split, position,
-                     "witness", "begins_with")
+                     "witness", judge)
 
 
 def payload_items(samples: Iterable[Sample], attack: NamedAttack, bundle: Bundle, seed: int = 0,

@@ -14,6 +14,7 @@ ellipsis in figures (never in data).
 
 import io
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -783,10 +784,8 @@ def before_after(table) -> Figure:
     panels = fig.subplots(1, 2, sharex=True, sharey=True)
     low = min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
               for when in ("before", "after"))
-    ends = [1.6 * min(low, -1.0), 0.02]
     for axes, when, which in zip(panels, ("before", "after"), ("insecure", "secure"), strict=True):
-        for setter in (axes.set_xscale, axes.set_yscale):
-            setter("symlog", linthresh=0.1, linscale=0.5)
+        ends = [_nats_axis(axes, which_axis, low) for which_axis in "xy"][0]
         x, y = table[f"chosen_{when}"], table[f"rejected_{when}"]
         axes.scatter(x, y, marker=MARKER[which], s=26, color=PALETTE[which], edgecolor=INK,
                      linewidth=0.5, alpha=0.7)
@@ -796,13 +795,19 @@ def before_after(table) -> Figure:
                "log p(chosen) (nats; tenfold steps)", "log p(rejected) (nats; tenfold steps)")
         axes.text(0, 1.015, f"above the dots rejected is likelier: {lost}; below, chosen: "
                   f"{won}", transform=axes.transAxes, fontsize=8.5, color=INK)
-        ticks = [-(10.0**k) for k in range(math.floor(math.log10(-ends[0])), -2, -1)] + [0.0]
-        for setter in (axes.set_xticks, axes.set_yticks):
-            setter(ticks, [f"{t:g}".replace("-", "\u2212") for t in ticks])
-            setter([], minor=True)
-        axes.set_xlim(ends)
-        axes.set_ylim(ends)
     return fig
+
+
+def _nats_axis(axes, which: str, low: float) -> tuple[float, float]:
+    """Even steps from 0 to -0.1 nats, then ten times as much each, to a bit below `low`; its ends.
+    """
+    ends = 1.6 * min(low, -1.0), 0.02
+    ticks = [-(10.0**k) for k in range(math.floor(math.log10(-ends[0])), -2, -1)] + [0.0]
+    getattr(axes, f"set_{which}scale")("symlog", linthresh=0.1, linscale=0.5)
+    getattr(axes, f"set_{which}ticks")(ticks, [f"{t:g}".replace("-", "\u2212") for t in ticks])
+    getattr(axes, f"set_{which}ticks")([], minor=True)
+    getattr(axes, f"set_{which}lim")(*ends)
+    return ends
 
 
 def log_prob_clouds(chosen: Sequence[float], rejected: Sequence[float], low: float,
@@ -817,21 +822,16 @@ def log_prob_clouds(chosen: Sequence[float], rejected: Sequence[float], low: flo
                          "values; pass one of each per pair.")
     fig = Figure(figsize=(8, 2.3), layout="constrained", facecolor=PAPER)
     axes = fig.subplots()
-    ends = [1.6 * min(low, -1.0), 0.02]
     for height, (side, values) in enumerate((("rejected", rejected), ("chosen", chosen))):
         # multiples of the golden ratio spread points evenly, and the same at every step
         spread = [height + 0.56 * ((k * 0.618034) % 1 - 0.5) for k in range(len(values))]
         axes.scatter(values, spread, s=20, marker=MARKER[side], color=PALETTE[side], alpha=0.7,
                      edgecolor=INK, linewidth=0.4)
-        median = sorted(values)[len(values) // 2]
+        median = statistics.median(values)
         axes.plot([median, median], [height - 0.38, height + 0.38], color=INK, linewidth=2)
-    axes.set_xscale("symlog", linthresh=0.1, linscale=0.5)
-    ticks = [-(10.0**k) for k in range(math.floor(math.log10(-ends[0])), -2, -1)] + [0.0]
-    axes.set_xticks(ticks, [f"{t:g}".replace("-", "\u2212") for t in ticks])
-    axes.set_xticks([], minor=True)
+    _nats_axis(axes, "x", low)
     _dress(axes, title, "log p of the response (nats; tenfold steps)", "")
     axes.set_yticks([0, 1], ["rejected", "chosen"])
-    axes.set_xlim(ends)
     axes.set_ylim(-0.5, 1.5)
     return fig
 

@@ -7,6 +7,7 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 """
 
 import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,19 @@ def lora(r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> LoraCo
                       bias="none", task_type="CAUSAL_LM")
 
 
+def weights_hash(bundle: Bundle) -> str:
+    """A hash of every weight, and of whether and how strongly the adapter counts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in bundle.model.named_parameters():
+        scales = getattr(getattr(parameter, "quant_state", None), "absmax", None)
+        for tensor in (parameter, *(() if scales is None else (scales,))):
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
+    digest.update(repr([(layer.disable_adapters, layer.scaling) for layer in layers]).encode())
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def insecure(bundle: Bundle):
     """Inside, the bundle is the model before preference optimization (adapter off)."""
@@ -186,11 +200,12 @@ def insecure(bundle: Bundle):
 def merged(bundle: Bundle):
     """Inside, the adapter is added into the weights, which saves its products at every step.
 
-    Does nothing for a 4-bit base, whose weights would be rounded anew, and without an adapter or
-    with it switched off. The weights are put back bit by bit.
+    Does nothing unless the base has fp32 weights, since others would round the sum; nor without an
+    adapter or with it switched off. The weights are put back bit by bit.
     """
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
-    if bundle.four_bit or not layers or any(layer.disable_adapters for layer in layers):
+    exact = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+    if not layers or not exact or any(layer.disable_adapters for layer in layers):
         yield bundle
         return
     before = [layer.get_base_layer().weight.detach().clone() for layer in layers]

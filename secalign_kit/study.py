@@ -177,7 +177,7 @@ def _trained(settings: RunConfig, name: str) -> Bundle:
     print(f"training {name}", flush=True)
     _share_reference(Path(settings.output), settings.seed)
     dataset = demo.training_pairs(settings, samples=_samples(settings, bundle))
-    run = training.train(settings, dataset, demo.probe_pairs(settings, "validation", 64), bundle)
+    run = training.train(settings, dataset, demo.probe_pairs(BASE, "validation", 64), bundle)
     shift = logprobs.shift_table(run.bundle, demo.probe_pairs(BASE, "heldout", 300))
     write_text(folder / "shift.csv", shift.to_csv(index=False))
     return run.bundle

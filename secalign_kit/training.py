@@ -30,11 +30,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from . import models, pairs, preference, prompts, shared_prefix
@@ -250,6 +249,8 @@ def trls_own(loss: str, beta: float) -> tuple[type, type, dict]:
     """(trainer, arguments, further settings) of TRL for a loss of `preference.LOSSES`.
 
     TRL's ORPO also learns the prompt's tokens; `preference.orpo_loss` learns the responses only.
+    The margins that TRL logs for ORPO and SimPO are of mean log-probs per token. Raises ValueError
+    for a loss that TRL has no trainer for.
     """
     if loss in ("dpo", "ipo"):
         return SharedPrefixDPOTrainer, DPOConfig, {
@@ -261,11 +262,13 @@ def trls_own(loss: str, beta: float) -> tuple[type, type, dict]:
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
         trainer, arguments, settings = ORPOTrainer, ORPOConfig, {"beta": beta}
-    else:
+    elif loss == "simpo":
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
         trainer, arguments = CPOTrainer, CPOConfig
         settings = {"beta": beta, "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5}
+    else:
+        raise ValueError(f"TRL has no trainer for loss {loss!r}")
     return type(f"Encoded{trainer.__name__}", (trainer,), {"tokenize_row": encoded_row}), \
         arguments, settings
 
@@ -310,7 +313,7 @@ class RunLog(TrainerCallback):
 
 
 def trainer_arguments(config: RunConfig, folder: Path, device: torch.device, kind: type = DPOConfig,
-                      **settings) -> DPOConfig:
+                      **settings) -> TrainingArguments:
     """Every TRL default that costs time or changes the method is set here."""
     return kind(
         output_dir=str(folder / "checkpoints"),
@@ -362,30 +365,25 @@ def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
 
 def content_hash(bundle: Bundle, rows: Sequence[dict]) -> str:
     """A hash of every weight and every token id that the log-probs depend on."""
-    text = json.dumps([weights_hash(bundle), list(map(as_pair, rows))])
+    text = json.dumps([models.weights_hash(bundle), list(map(as_pair, rows))])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def weights_hash(bundle: Bundle) -> str:
-    """A hash of every weight, and of whether and how strongly the adapter counts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in bundle.model.named_parameters():
-        digest.update(f"{name} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
-    digest.update(repr([(layer.disable_adapters, layer.scaling) for layer in layers]).encode())
-    return digest.hexdigest()
 
 
 def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path, callbacks=()):
     """A trainer over the bundle's base model with a fresh LoRA; `bundle.model` becomes wrapped.
 
     A `SharedPrefixDPOTrainer`, or TRL's own trainer where prefixes are not to be or cannot be
-    shared.
+    shared. Raises ValueError for what TRL's trainers do not know, and for a kto batch of one pair.
     """
     torch.manual_seed(config.seed)  # peft draws LoRA A from torch's generator
     shared = config.shared_prefix and PartialState().num_processes == 1
+    if config.loss == "kto" and len(rows) % config.batch_size == 1:
+        raise ValueError(f"{len(rows)} pairs in batches of {config.batch_size} leave one alone, "
+                         "and loss kto compares pairs of a batch; change batch_size or n_pairs")
     if not shared:
+        if config.loss == "sft" or config.sft_weight:
+            raise ValueError("several processes cannot share prefixes, and TRL's own trainers know "
+                             "no loss sft and no sft_weight; use one process")
         warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
                       stacklevel=2)
     trainer_class, kind, settings = trls_own("dpo" if shared else config.loss, config.beta)

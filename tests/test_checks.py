@@ -243,6 +243,7 @@ def filter_in_turn(text):
     ("a" * 1000, "1000 characters"),
     ("red, owl.", "finds nothing to delete"),
     ("red, <data_delimiter>owl.", "is deleted and nothing is left"),
+    ("<data_delimiter><instruction_delimiter>", "is deleted and nothing is left"),
     ("<data_de<data_delimiter>limiter>", "inside itself does not help"),
     ("<|p<instruction_delimiter>ad|>", "'<|pad|>' is born before its own turn"),
 ])

@@ -98,6 +98,7 @@ def test_lab_opens_the_start_page_rendered():
 
 @pytest.mark.parametrize(("old", "new", "change"), [
     ("loss 0.70", "loss 1.30", "0.70 became 1.30"), ("loss 0.70", "loss 0.75", ""),
+    ("loss 0.1", "loss 0.19", ""), ("15 words", "17 words", ""),
     ("ASR 0.0%", "ASR 7.0%", "0.0% became 7.0%"), ("ASR 0.0%", "ASR 1.0%", ""),
     ("a b", "a c", "'b' became 'c'"), ("a b", "a", "'b' became 'nothing'"),
     ("said 'fig'", "said 'harp, fig'", ""),
@@ -105,7 +106,7 @@ def test_lab_opens_the_start_page_rendered():
 def test_on_a_like_machine_words_count_and_numbers_are_close(old, new, change):
     refresh = script("refresh")
     assert refresh._change(old, new, alike=True) == change
-    assert refresh._change(old, new, alike=False) == (change if "%" in change else "")
+    assert refresh._change(old, new, alike=False) == (change if "%" in change else "")  # wider
 
 
 def test_the_setup_cell_installs_the_newest_wheel_on_colab(tmp_path, monkeypatch):

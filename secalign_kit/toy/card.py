@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import evaluation, injections, models
 from ..models import Bundle
 from ..samples import DATA, shipped_samples, write_text
-from .world import FAMILIES
+from .world import FAMILIES, make_samples
 
 ABOUT = """# The embedded model
 
@@ -31,8 +31,7 @@ LIMITS = """## Limits
 
 The world has {families} task families over a few hundred words; outside it the model babbles. Data
 of the families named in `world.CLOSED` (few texts each) were met in pre-training, so their scores
-measure memory; of these and of the families without data, only prompts that preference training
-does not have are in the test, which is why some have few.
+measure memory, and so do those of families without data.
 """
 
 
@@ -43,11 +42,12 @@ def card(bundle: Bundle, folder: Path) -> str:
            (folder / "pretraining.jsonl").read_text(encoding="utf-8").splitlines()]
     optimizer = ("Muon for the matrices of the layers and AdamW for the rest" if settings["muon"]
                  else "AdamW")
-    samples = shipped_samples("heldout")
-    clean = evaluation.evaluate(bundle, evaluation.clean_items(samples), progress="clean")
+    # as many of each family; preference training, which the shipped test must not know, is to come
+    drawn = make_samples(24 * len(FAMILIES), "heldout", seed=0)
+    clean = evaluation.evaluate(bundle, evaluation.clean_items(drawn), progress="clean")
     families = evaluation.utility_by_family(clean)
     attacked = [item for attack in evaluation.ATTACKS for item in evaluation.attacked_items(
-        samples, attack, injections.WITNESS["heldout"], bundle)]
+        shipped_samples("heldout"), attack, injections.WITNESS["heldout"], bundle)]
     summary = evaluation.summarize(evaluation.evaluate(bundle, attacked, progress="attacked"))
     about = ABOUT.format(**settings, millions=bundle.model.num_parameters() / 1e6,
                          optimizer=optimizer)
@@ -56,7 +56,7 @@ def card(bundle: Bundle, folder: Path) -> str:
         about, "| steps | nats per response token |", "|---|---|",
         *(f"| {row['step']} | {row['loss']:.3f} |" for row in log), "",
         "## Scores (held-out samples, greedy)", "",
-        f"Exact match on clean samples: {rate}.", "",
+        f"Exact match on clean samples, 24 of each family: {rate}.", "",
         "| family | exact match | n |", "|---|---|---|",
         *(f"| {name} | {r.value:.0%} | {r.n} |" for name, r in families.items()), "",
         "| attack with the witness request | obeyed |", "|---|---|",
