@@ -7,7 +7,7 @@ The data's journey, which is also the order of the modules:
     pairs        prefer the answer to the instruction over the answer to the injection
     prompts      delimiters, the front-end filter, and a role for every token
     preference   response log-probs, the DPO loss and its relatives
-    shared_prefix  both responses of a pair in one sequence
+                 (shared_prefix: both responses of a pair in one sequence)
     training     DPO with LoRA on a 4-bit model
     logprobs     the shift of log p(chosen) and log p(rejected)
     generation   greedy responses, shared and stopped early

@@ -242,8 +242,8 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     """`evaluate`, with every chunk of items appended to a JSONL file; a killed run goes on there.
 
     Items whose record the file already holds (same prompt, judge, settings and weights) are not
-    asked again.
-    Returns the records of these items in order. Raises ValueError for a line that is no record.
+    asked again. Returns the records of these items in order. Raises ValueError for a line that is
+    no record.
     """
     matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
     settings = json.dumps([bundle.format.name, weights_hash(bundle), defense, matters],
