@@ -15,17 +15,18 @@ from .world import FAMILIES, make_samples
 
 ABOUT = """# The embedded model
 
-A `LlamaForCausalLM` (hidden {hidden}, {layers} layers, {heads} heads, {vocabulary:,} byte-level BPE
-tokens, {millions:.1f} M parameters, bf16 safetensors) trained from scratch on the generated corpus
-of `secalign_kit/toy`. It is an instruct model of a small world, and insecure on purpose: it obeys
+A `LlamaForCausalLM` (hidden {hidden}, {layers} layers, {heads} heads, {vocabulary:,} tokens of
+byte-level BPE, {millions:.1f} M parameters, bf16 safetensors) trained from scratch on the generated
+corpus of `secalign_kit/toy`. It is an instruct model of a small world, and insecure on purpose: it obeys
 requests that stand in data. Use it to study injections, for nothing else. Licence: Apache-2.0.
 
 ## Recipe
 
-`python -m secalign_kit.toy.pretrain`, settings in `pretraining.json`: {optimizer}, peak rate
-{learning_rate:g}, loss on responses only, bf16 products. Corpus and tokenizer follow from the seed.
-The corpus has no sample in which a specific instruction with its data is overridden by a request
-in that data, and none in which such a request is resisted; a test scans for both.
+`python -m secalign_kit.toy.pretrain`, settings in `pretraining.json`:
+{optimizer}, peak rate {learning_rate:g},
+loss on responses only, bf16 products. Corpus and tokenizer follow from the seed. The corpus has no
+sample in which a specific instruction with its data is overridden by a request in that data, and
+none in which such a request is resisted; a test scans for both.
 """
 LIMITS = """## Limits
 
