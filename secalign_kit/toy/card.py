@@ -17,8 +17,10 @@ ABOUT = """# The embedded model
 
 A `LlamaForCausalLM` (hidden {hidden}, {layers} layers, {heads} heads, {vocabulary:,} tokens of
 byte-level BPE, {millions:.1f} M parameters, bf16 safetensors) trained from scratch on the generated
-corpus of `secalign_kit/toy`. It is an instruct model of a small world, and insecure on purpose: it obeys
-requests that stand in data. Use it to study injections, for nothing else. Licence: Apache-2.0.
+corpus of `secalign_kit/toy`. It is an instruct model of a small world, and insecure on purpose: it
+obeys requests that stand in data. Use it to study injections, for nothing else.
+
+Licence: Apache-2.0.
 
 ## Recipe
 
