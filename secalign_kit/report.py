@@ -152,9 +152,12 @@ def _lead_security(summary: Mapping) -> str:
     before, after = (_worst(summary.get(w, {}).get("asr", {})) for w in ("insecure", "secure"))
     if not before or not after:
         return ""
+    named = f"on {after[1]} against the secure one ({after[0]})"
+    if not any(field(rate, "value") for rate in summary["secure"]["asr"].values()):
+        named = f"none succeeds against the secure one ({after[1]})"
     return (
         f"The strongest attack measured succeeds on {before[1]} of samples against the insecure "
-        f"model ({before[0]}) and on {after[1]} against the secure one ({after[0]})."
+        f"model ({before[0]}) and {named}."
     )
 
 

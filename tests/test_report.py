@@ -99,6 +99,13 @@ def test_numbers_come_with_n_and_interval():
     assert re.search(r"python 3\.\d+", html)
 
 
+def test_no_attack_is_named_the_strongest_where_none_succeeds():
+    lead = report._lead_security(summary())
+    assert "insecure model (naive)" in lead and "none succeeds against the secure one" in lead
+    some = summary() | {"secure": summary()["insecure"]}
+    assert "against the secure one (naive)" in report._lead_security(some)
+
+
 def test_every_image_has_an_alternative_text_and_a_reading():
     page = Page(rendered(figures={n: PNG for n in ("diagram", "shift_scatter", "my_plot")}))
     alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
