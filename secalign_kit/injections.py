@@ -326,8 +326,8 @@ def hijack(payload_text: str, context: AttackContext) -> str:
 def other_language(payload_text: str, context: AttackContext) -> str:
     """A "print exactly" payload in another language, for models that speak it.
 
-    The embedded model does not, so its resistance says nothing. Raises ValueError for other
-    payloads.
+    The embedded model does not, though it often says the quoted word all the same. Raises
+    ValueError for other payloads.
     """
     found = re.fullmatch(r"Print exactly '(.*)'\.", context.payload.instruction)
     if not found or context.payload.data:

@@ -134,7 +134,8 @@ def _if(condition: bool) -> str:
 
 
 def _named(found: tuple[str, Rate]) -> str:
-    return f"{found[0].replace('_', '-')} {found[1]}"
+    name, rate_ = found
+    return f"{name.replace('_', '-')} {rate_}" if rate_.value else f"all {rate_}"
 
 
 # --- The claims, in the order in which the papers make them ---------------------------------------
