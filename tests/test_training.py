@@ -65,6 +65,7 @@ def test_pairs_that_do_not_fit_are_refused_by_row_not_cut(toy, tiny_config):
         training.encode_pairs(toy, demo.training_pairs(tiny_config), max_length=5)
 
 
+@pytest.mark.filterwarnings("ignore:prefixes are not shared")
 def test_step_one_loss_and_gradients_equal_trls(tiny_config, tmp_path):
     """The same trainer with TRL's own forward pass is the oracle, in fp32."""
     found = {}
@@ -133,6 +134,7 @@ def test_supervised_loss_is_the_mean_of_the_chosen_tokens(tiny_config, tmp_path)
     assert loss.item() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:prefixes are not shared")
 def test_ipo_on_the_shared_prefix_equals_trls_own_path(tiny_config, tmp_path):
     found = {}
     for shared in (True, False):
@@ -161,6 +163,7 @@ def test_kto_scores_prompts_with_the_responses_of_another_pair(tiny_config, tmp_
     assert loss.item() == pytest.approx(0.5, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:prefixes are not shared")
 @pytest.mark.parametrize(("loss", "name"), [("kto", "KTOTrainer"), ("simpo", "CPOTrainer")])
 def test_a_loss_on_the_shared_prefix_equals_that_of_trls_own_trainer(tiny_config, tmp_path, loss,
                                                                       name):
