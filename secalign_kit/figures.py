@@ -785,7 +785,8 @@ def before_after(table) -> Figure:
     low = min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
               for when in ("before", "after"))
     for axes, when, which in zip(panels, ("before", "after"), ("insecure", "secure"), strict=True):
-        ends = [_nats_axis(axes, which_axis, low) for which_axis in "xy"][0]
+        ends = _nats_axis(axes, "x", low)
+        _nats_axis(axes, "y", low)
         x, y = table[f"chosen_{when}"], table[f"rejected_{when}"]
         axes.scatter(x, y, marker=MARKER[which], s=26, color=PALETTE[which], edgecolor=INK,
                      linewidth=0.5, alpha=0.7)
