@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from secalign_kit.injections import (
     ATTACKS,
+    OTHER_WITNESSES,
     PHRASES,
     POSITIONS,
     WITNESS,
@@ -27,6 +28,7 @@ from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, SPLITS, Sample
 PLAIN = sorted(set(ATTACKS) - {"other_language", "encoded"})
 filled = st.text(min_size=1, max_size=40).filter(str.strip)
 LISTED = Sample("Count the words.", "red, owl. blue, fox.", "4")
+HACKED = WITNESS["heldout"]
 PLUM = Sample("count the words", "plum", "1")
 
 
@@ -60,7 +62,7 @@ def test_splits_are_large_enough_free_of_doubles_and_disjoint(kind, least):
 
 def test_no_training_phrase_says_a_witness():
     training = json.dumps([PHRASES[kind]["train"] for kind in PHRASES]).casefold()
-    for witness in WITNESS.values():
+    for witness in (*WITNESS.values(), *OTHER_WITNESSES):
         assert witness.instruction == f"Print exactly '{witness.answer}'."
         assert witness.answer.strip("!").casefold() not in training
 
@@ -76,18 +78,39 @@ def test_without_the_span_only_the_host_is_left(data, instruction, attack, posit
     assert instruction.strip()[1:] in got.data[got.start : got.end]
 
 
-@pytest.mark.parametrize("attack", PLAIN)
+@pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("position", POSITIONS)
-def test_the_same_seed_gives_the_same_attack(attack, position):
-    assert attacked(attack, position, seed=3) == attacked(attack, position, seed=3)
+def test_the_same_seed_gives_the_same_attack_around_the_whole_host(attack, position):
+    got, again = (attacked(attack, position, payload=HACKED, seed=3) for _ in range(2))
+    assert got == again
+    rest = got.data[: got.start] + got.data[got.end :]
+    assert rest.split() == LISTED.data.split() and got.start < got.end
 
 
+def pieces(split):
+    """What stands in texts of this split and in those of no other: phrases without their slots."""
+    own, others = ({piece for kind in PHRASES for s in splits for phrase in flat(PHRASES[kind][s])
+                    for piece in re.split(r"\{\w+\}", phrase) if len(piece.strip()) > 3}
+                   for splits in ((split,), set(SPLITS) - {split}))
+    return {piece for piece in own if not any(piece in other for other in others)}
+
+
+DRAWING = sorted(set(ATTACKS) - {"naive", "escape_separation", "escape_deletion"})
+
+
+@pytest.mark.parametrize("attack", DRAWING)
 @pytest.mark.parametrize("split", SPLITS)
-def test_an_attack_draws_only_from_its_split(split):
-    seen = {attacked("ignore", split=split, seed=seed).data for seed in range(30)}
-    assert all(any(p in data for p in PHRASES["ignore"][split]) for data in seen)
-    seen = {attacked("completion", split=split, seed=seed).data for seed in range(30)}
-    assert all(any(m[2] in data for m in PHRASES["markers"][split]) for data in seen)
+def test_an_attack_draws_only_from_its_split(attack, split):
+    for seed in range(20):
+        data = attacked(attack, split=split, payload=HACKED, seed=seed).data
+        for other in set(SPLITS) - {split}:
+            assert not [piece for piece in pieces(other) if piece in data]
+        assert [piece for piece in pieces(split) if piece in data]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_says_where_it_comes_from(attack):
+    assert re.search(r"SecAlign|StruQ|arXiv|et al\.", ATTACKS[attack].__doc__)
 
 
 def test_open_text_is_closed_before_what_follows_it():
