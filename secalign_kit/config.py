@@ -40,6 +40,8 @@ class RunConfig:
     beta: float = 0.1
     learning_rate: float = 1e-3
     batch_size: int = 32
+    accumulation: int = 1  # batches per step of the optimizer
+    gradient_checkpointing: bool = False  # less memory, more time
     epochs: int = 1
     sft_weight: float = 0.0
     max_length: int = 256
@@ -55,8 +57,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in _TYPES:  # so that RunConfig(beta="0.2") and --set beta=0.2 are the same
             object.__setattr__(self, name, _typed(name, getattr(self, name)))
-        for name in ("n_pairs", "batch_size", "epochs", "max_length", "lora_r", "probe_every",
-                     "save_steps", "beta", "learning_rate", "lora_alpha"):
+        for name in ("n_pairs", "batch_size", "accumulation", "epochs", "max_length", "lora_r",
+                     "probe_every", "save_steps", "beta", "learning_rate", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
         for name in ("naive", "clean"):

@@ -3,7 +3,7 @@
 One datum: `{"id": 3, "attack": "naive", "chosen_before": -4.1, "chosen_after": -0.2,
 "rejected_before": -0.9, "rejected_after": -41.0}`, summed nats per response.
 
-Before is the bundle without its adapter, after with it: one model, one pass over the pairs each.
+Before is the bundle without its adapter, after with it: one model, one pass over the pairs.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,13 @@ from datasets import Dataset
 
 from . import shared_prefix
 from .models import Bundle, insecure
-from .training import collated, encode_pair, encode_pairs, score_pairs
+from .training import collated, encode_pair, encode_pairs, score_shift
 
 
 def shift_table(bundle: Bundle, dataset: Dataset, max_length: int = 512) -> pd.DataFrame:
     """One row per pair: id, attack, families and the four summed log-probs in nats."""
     rows = encode_pairs(bundle, dataset, max_length)
-    with insecure(bundle):
-        before = score_pairs(bundle, rows)
-    after = score_pairs(bundle, rows)
+    before, after = score_shift(bundle, rows)
     columns = {
         "id": range(len(rows)), "attack": dataset["attack"],
         "host_family": dataset["host_family"], "payload_family": dataset["payload_family"],
@@ -55,7 +53,7 @@ def score_responses(bundle: Bundle, prompts: Sequence[Sequence[int]],
         raise ValueError("a prompt has fewer than two tokens; give its delimiters too")
     if not all(len(response) for group in responses for response in group):
         raise ValueError("a response has no tokens; give at least its end token")
-    order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
+    order = sorted((k for k in range(len(prompts)) if responses[k]), key=lambda k: len(prompts[k]))
     scores: list[list[float]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from .prompts import FORMATS, PromptFormat, for_tokenizer
+from .prompts import FORMATS, PromptFormat, encode_response, for_tokenizer
 from .samples import DATA
 
 
@@ -69,7 +69,7 @@ def has_bf16(device: torch.device | str) -> bool:
     `torch.cuda.is_bf16_supported()` also says yes where bf16 is emulated (T4), so it is not asked.
     """
     if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
+        return torch.cuda.get_device_capability(device)[0] >= 8
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
@@ -93,7 +93,7 @@ def nf4(device: torch.device | str) -> BitsAndBytesConfig:
 def write_tensors(path: Path, tensors: dict, about: dict[str, str] | None = None) -> None:
     """A safetensors file, written to a temporary name and renamed; makes the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")
     save_file(tensors, temporary, about)
     os.replace(temporary, path)
 
@@ -117,7 +117,8 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
          format: str | None = None, device: str | None = None) -> Bundle:
     """Loads a preset, a Hub id or a folder; with `adapter`, as an insecure/secure pair in one.
 
-    Raises ValueError for a Hub id or folder whose `format` is not given, and for an unknown format.
+    Raises ValueError for a Hub id or folder whose `format` is not given, for an unknown format, and
+    for one whose end is no token of the model.
     """
     preset = PRESETS.get(name)
     if preset is None and format is None:
@@ -141,6 +142,9 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
         attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True, **options,
     )
     keep_gradients(model)
+    for layer in model.modules():  # bitsandbytes does so at the first use, and changes the hash
+        if getattr(layer, "compute_dtype", None) and getattr(layer, "bias", None) is not None:
+            layer.bias.data = layer.bias.data.to(layer.compute_dtype)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -148,12 +152,13 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     form = FORMATS[format or preset.format]
     if form.name in ("text", "secalign"):  # for base models, which differ in their end token
         form = for_tokenizer(form, tokenizer)
+    encode_response(tokenizer, form, "")  # or a format of another model would never end a response
     bundle = Bundle(model.eval(), tokenizer, form, name, four_bit)
     return with_adapter(bundle, adapter) if adapter else bundle
 
 
 def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
-    """The bundle with a LoRA adapter on top of its base model.
+    """The bundle, changed: with a LoRA adapter on top of its base model, in place of another.
 
     `path` is an adapter's folder, or a run's, which holds it as `adapter/`. Raises ValueError for
     others.
@@ -163,8 +168,10 @@ def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
     if not Path(path, "adapter_model.safetensors").exists():
         raise ValueError(f"{str(path)!r} holds no adapter_model.safetensors; train one, or fix it")
     base = bundle.model.unload() if isinstance(bundle.model, PeftModel) else bundle.model
-    model = PeftModel.from_pretrained(base, str(path), use_safetensors=True).eval()
-    return Bundle(model, bundle.tokenizer, bundle.format, bundle.name, bundle.four_bit, str(path))
+    # peft puts its layers into the model that it is given, so there is no bundle without them left
+    bundle.model = PeftModel.from_pretrained(base, str(path), use_safetensors=True).eval()
+    bundle.adapter = str(path)
+    return bundle
 
 
 def lora(r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> LoraConfig:

@@ -62,9 +62,21 @@ def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return -F.cross_entropy(logits.float(), batch["target"], reduction="none")
 
 
+# what some models do to the head's output, and what these values are where they do nothing
+_AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1,
+                   "output_multiplier": 1, "lm_head_multiplier": 1}
+
+
 def decoder_and_head(model) -> tuple:
-    """The layers and the LM head apart, so that the head need not see every position."""
+    """The layers and the LM head apart, so that the head need not see every position.
+
+    Raises ValueError for a model that changes its logits after the head.
+    """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, nothing in _AFTER_THE_HEAD.items():
+        if getattr(base.config, name, nothing) not in (nothing, None):
+            raise ValueError(f"this model changes its logits after the head ({name}), and its "
+                             "log-probs would be wrong here; choose another model")
     return base.get_decoder(), base.get_output_embeddings()
 
 
@@ -85,7 +97,7 @@ def prefill(model, heads: Sequence[Sequence[int]], copies: Sequence[int], pad: i
     cache = DynamicCache()
     extend(model, ids, mask, cache)
     which = torch.arange(len(heads)).repeat_interleave(torch.tensor(copies)).to(model.device)
-    if len(which) != len(heads):
+    if any(count != 1 for count in copies):
         cache.batch_select_indices(which)
     return cache, mask[which]
 

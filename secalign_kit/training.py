@@ -11,13 +11,18 @@ computed (see `shared_prefix`), not what they are. The reference is the model wi
 The losses that the paper compares with (`preference.LOSSES`: IPO, ORPO, KTO, SimPO) and StruQ's
 supervised one run on the same forward pass, so that they differ in nothing but the loss.
 
-Limits: with `shared_prefix: false`, and on several processes, TRL's own trainers are used as they
-are (`DPOTrainer` for DPO and IPO, `KTOTrainer`, `ORPOTrainer`, and `CPOTrainer` for SimPO), and a
-warning says so. They know no `sft_weight`.
+With `shared_prefix: false`, TRL's own trainers are used as they are (`DPOTrainer` for DPO and IPO,
+`KTOTrainer`, `ORPOTrainer`, and `CPOTrainer` for SimPO), and a warning says so. They know no
+`sft_weight`.
+
+Limits: one process on one device.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -97,21 +102,40 @@ def collated(bundle: Bundle, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
     return {key: value.to(bundle.device) for key, value in batch.items()}
 
 
-@torch.no_grad()
 def score_pairs(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64,
                 progress: str = "") -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log p(chosen), log p(rejected) of encoded pairs in nats, [n] and [n]."""
+    scores = _scores(bundle, rows, [contextlib.nullcontext], batch_size, progress)
+    return scores[0, 0], scores[0, 1]
+
+
+def score_shift(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64) -> torch.Tensor:
+    """The same without the adapter and with it, in one pass over the pairs.
+
+    [2, 2, n] in nats: before and after, chosen and rejected.
+    """
+    states = [functools.partial(models.insecure, bundle), contextlib.nullcontext]
+    return _scores(bundle, rows, states, batch_size)
+
+
+@torch.no_grad()
+def _scores(bundle: Bundle, rows: Sequence[dict], states: Sequence, batch_size: int,
+            progress: str = "") -> torch.Tensor:
+    """[states, 2, n]; each batch is collated once and read in every state of the model."""
     order = sorted(range(len(rows)), key=lambda k: sum(map(len, as_pair(rows[k]))))
-    scores = torch.zeros(2, len(rows))
+    scores = torch.zeros(len(states), 2, len(rows))
     training = bundle.model.training
     bundle.model.eval()
     for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress,
                       leave=False):
         index = order[start : start + batch_size]
         batch = collated(bundle, [rows[k] for k in index])
-        scores[:, index] = torch.stack(shared_prefix.pair_logprobs(bundle.model, batch)).cpu()
+        for found, state in zip(scores, states, strict=True):
+            with state():
+                both = shared_prefix.pair_logprobs(bundle.model, batch)
+            found[:, index] = torch.stack(both).cpu()
     bundle.model.train(training)
-    return scores[0], scores[1]
+    return scores
 
 
 class LengthBuckets(Sampler):
@@ -159,7 +183,7 @@ class SharedPrefixDPOTrainer(DPOTrainer):
         self.objective, self.sft_weight = objective, sft_weight
         if not self.shared and (sft_weight or objective not in ("dpo", "ipo")):
             raise ValueError(f"TRL's own forward pass knows no sft_weight and no loss {objective}; "
-                             "set shared_prefix to true and use one process")
+                             "set shared_prefix to true")
         if self.shared:
             self.data_collator = self._collate
 
@@ -293,6 +317,9 @@ class RunLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "loss" not in logs:
             return
+        if not math.isfinite(logs["loss"]):
+            raise ValueError(f"the loss is no number at step {state.global_step}; lower "
+                             "learning_rate, and choose another output folder")
         record = {"step": state.global_step, "loss": logs["loss"],
                   "margin": logs["rewards/margins"], "learning_rate": logs.get("learning_rate")}
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
@@ -313,20 +340,29 @@ class RunLog(TrainerCallback):
 
 
 def trainer_arguments(config: RunConfig, folder: Path, device: torch.device, kind: type = DPOConfig,
-                      **settings) -> TrainingArguments:
-    """Every TRL default that costs time or changes the method is set here."""
-    return kind(
+                      half: bool = False, **settings) -> TrainingArguments:
+    """Every TRL default that costs time or changes the method is set here.
+
+    `half` is for models in fp16, whose gradients need scaling.
+    """
+    arguments = kind(
         output_dir=str(folder / "checkpoints"),
         learning_rate=config.learning_rate, lr_scheduler_type="cosine",
         # KTO counts responses, the others pairs
         per_device_train_batch_size=config.batch_size * (2 if kind is KTOConfig else 1),
         num_train_epochs=config.epochs,
         max_length=config.max_length, disable_dropout=config.lora_dropout == 0,
-        gradient_checkpointing=False, bf16=False, fp16=False, use_cpu=device.type == "cpu",
-        logging_steps=1, report_to="none", disable_tqdm=True, seed=config.seed,
+        gradient_accumulation_steps=config.accumulation,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=False, fp16=half, use_cpu=device.type == "cpu",
+        logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
+        seed=config.seed,
         save_strategy="steps", save_steps=config.save_steps, save_total_limit=1,
         remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0, **settings,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one of several, where nobody asked for more
+    return arguments
 
 
 def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool = True,
@@ -336,14 +372,20 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     `cache` is a file that keeps the log-probs for the same pairs and the same weights.
     """
     rows = encode_pairs(bundle, dataset, config.max_length)
-    chosen, rejected = reference_logprobs(bundle, rows, progress, cache)
+    chosen, rejected = reference_logprobs(bundle, rows, progress, cache, scoring_batch(config))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
 
 
+def scoring_batch(config: RunConfig) -> int:
+    """Pairs at once where nothing is trained, which needs less memory for each."""
+    return min(64, 2 * config.batch_size)
+
+
 def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
-                       cache: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
+                       cache: Path | None,
+                       batch_size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """`score_pairs` under the reference, read from `cache` if its content hash is the same.
 
     Raises ValueError if it is not and a training beside it has begun, which would go on wrongly.
@@ -356,8 +398,8 @@ def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
         if last_checkpoint(cache.parent):
             raise ValueError(f"{str(cache.parent)!r} holds a run on other pairs or another base "
                              "model; choose another output folder or remove it")
-    chosen, rejected = score_pairs(bundle, rows,
-                                   progress="reference log-probs" if progress else "")
+    chosen, rejected = score_pairs(bundle, rows, batch_size,
+                                   "reference log-probs" if progress else "")
     if cache:
         models.write_tensors(cache, {"chosen": chosen, "rejected": rejected}, {"content": key})
     return chosen, rejected
@@ -376,20 +418,17 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
     shared. Raises ValueError for what TRL's trainers do not know, and for a kto batch of one pair.
     """
     torch.manual_seed(config.seed)  # peft draws LoRA A from torch's generator
-    shared = config.shared_prefix and PartialState().num_processes == 1
+    shared, half = config.shared_prefix, bundle.model.dtype == torch.float16
     if config.loss == "kto" and len(rows) % config.batch_size == 1:
         raise ValueError(f"{len(rows)} pairs in batches of {config.batch_size} leave one alone, "
                          "and loss kto compares pairs of a batch; change batch_size or n_pairs")
     if not shared:
-        if config.loss == "sft" or config.sft_weight:
-            raise ValueError("several processes cannot share prefixes, and TRL's own trainers know "
-                             "no loss sft and no sft_weight; use one process")
         warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
                       stacklevel=2)
     trainer_class, kind, settings = trls_own("dpo" if shared else config.loss, config.beta)
     ours = {"shared": shared, "objective": config.loss, "sft_weight": config.sft_weight}
     trainer = trainer_class(
-        bundle.model, args=trainer_arguments(config, folder, bundle.device, kind, **settings),
+        bundle.model, args=trainer_arguments(config, folder, bundle.device, kind, half, **settings),
         train_dataset=rows, processing_class=bundle.tokenizer, callbacks=list(callbacks),
         peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
                                 config.lora_targets),
@@ -447,9 +486,12 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     `config.output` gets `config.yaml`, `pairs/`, `reference.safetensors`, `metrics.jsonl`,
     `versions.json` and `adapter/`.
     `on_record` gets each record of the log as it comes. Raises ValueError if a pair does not fit
-    `max_length` or if the folder holds another run.
+    `max_length`, if the folder holds another run, on several processes, and for a loss that is no
+    number.
     """
     began, folder = time.perf_counter(), Path(config.output)
+    if PartialState().num_processes > 1:
+        raise ValueError("a run is one process; start it without accelerate launch or torchrun")
     refuse_other_run(config)
     bundle = bundle or base_model(config)
     probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
@@ -460,12 +502,13 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     write_json(folder / "versions.json", versions())
 
     def measure() -> dict:
-        chosen, rejected = score_pairs(bundle, probe_rows)
+        chosen, rejected = score_pairs(bundle, probe_rows, scoring_batch(config))
         return {"chosen_logprob": chosen.mean().item(),
                 "rejected_logprob": rejected.mean().item(),
                 "chosen_logprobs": _rounded(chosen), "rejected_logprobs": _rounded(rejected)}
 
-    steps = config.epochs * -(-len(rows) // config.batch_size)
+    batches = -(-len(rows) // config.batch_size)
+    steps = config.epochs * -(-batches // config.accumulation)
     log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record,
                  progress)
     trainer = build_trainer(config, bundle, rows, folder, [log])

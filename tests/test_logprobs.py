@@ -50,3 +50,11 @@ def test_scoring_refuses_what_it_cannot_score(toy):
         logprobs.score_responses(toy, [[5]], [[[6]]])
     with pytest.raises(ValueError, match="no tokens"):
         logprobs.score_responses(toy, [[5, 6]], [[[]]])
+
+
+def test_a_prompt_without_responses_takes_nothing_from_its_neighbours(toy):
+    prompts, response = [[5, 6, 7], [8, 9]], [10, 11]
+    alone = logprobs.score_responses(toy, prompts[:1], [[response, response[:1]]])
+    assert logprobs.score_responses(toy, prompts, [[response, response[:1]], []]) == [
+        pytest.approx(alone[0], abs=1e-4), []]
+    assert logprobs.score_responses(toy, prompts, [[], []]) == [[], []]

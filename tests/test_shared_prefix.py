@@ -1,8 +1,10 @@
 """One sequence per pair gives the log-probs of two sequences."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from secalign_kit import shared_prefix
 from secalign_kit.preference import response_logprobs
@@ -37,3 +39,12 @@ def test_the_rejected_response_does_not_see_the_chosen_one():
     assert mask[5].tolist() == [True, True, True, False, False, True]
     assert mask[4].tolist() == [True, True, True, True, True, False]
     assert batch["source"].tolist() == [2, 3, 2] and batch["target"].tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(("name", "value"), [("logits_scaling", 8.0), ("logit_scale", 0.06),
+                                             ("final_logit_softcapping", 30.0)])
+def test_a_model_that_changes_its_logits_after_the_head_is_refused(name, value):
+    config = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1, **{name: value})
+    with pytest.raises(ValueError, match=f"after the head .{name}"):
+        shared_prefix.decoder_and_head(LlamaForCausalLM(config))

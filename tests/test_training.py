@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from secalign_kit import demo, models, training
+from secalign_kit.config import RunConfig
 from secalign_kit.training import SharedPrefixDPOTrainer
 
 
@@ -87,7 +89,63 @@ def test_step_one_loss_and_gradients_equal_trls(tiny_config, tmp_path):
     assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
     assert found[True][1].keys() == found[False][1].keys()
     for name, gradient in found[True][1].items():
-        torch.testing.assert_close(gradient, found[False][1][name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradient, found[False][1][name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:prefixes are not shared")
+def test_a_whole_run_ends_where_trls_ends(tiny_config, tmp_path):
+    """Same pairs, same batches, fp32: the log-probs after 24 steps are within 1e-4 nats."""
+    probe = demo.probe_pairs(tiny_config, "validation", 8)
+    found = {}
+    for shared in (True, False):
+        config = dataclasses.replace(tiny_config, four_bit=False, shared_prefix=shared,
+                                     n_pairs=64, epochs=3, learning_rate=4e-3,
+                                     output=str(tmp_path / str(shared)))
+        run = training.train(config, demo.training_pairs(config), probe)
+        rows = training.encode_pairs(run.bundle, probe, 256)
+        found[shared] = torch.stack(training.score_pairs(run.bundle, rows))
+        moved = training.score_shift(run.bundle, rows)
+    assert (moved[1] - moved[0]).abs().max() > 1  # there is something to agree about
+    torch.testing.assert_close(found[True], found[False], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True},
+                                    {"batch_size": 4, "accumulation": 2}])
+def test_settings_that_save_memory_change_rounding_only(tiny_config, tmp_path, change):
+    probe = demo.probe_pairs(tiny_config, "validation", 8)
+    ends = []
+    for changes in ({}, change):
+        config = dataclasses.replace(tiny_config, four_bit=False, n_pairs=8, epochs=3, lora_r=8,
+                                     output=str(tmp_path / str(bool(changes))), **changes)
+        run = training.train(config, demo.training_pairs(config), probe)
+        assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
+        ends.append(run.metrics[-1])
+    assert ends[1]["chosen_logprob"] == pytest.approx(ends[0]["chosen_logprob"], abs=1e-4)
+    assert ends[1]["margin"] == pytest.approx(ends[0]["margin"], abs=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_config, monkeypatch):
+    monkeypatch.setitem(training.preference.LOSSES, "dpo",
+                        lambda scores, beta: scores.chosen * float("nan"))
+    with pytest.raises(ValueError, match="no number at step 1; lower learning_rate"):
+        training.train(tiny_config, demo.training_pairs(tiny_config),
+                       demo.training_pairs(tiny_config))
+
+
+def test_several_processes_are_refused(tiny_config, monkeypatch):
+    monkeypatch.setattr(training, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    pairs = demo.training_pairs(tiny_config)
+    with pytest.raises(ValueError, match="a run is one process"):
+        training.train(tiny_config, pairs, pairs)
+
+
+def test_a_shift_is_both_scores_of_the_pairs(secured):
+    rows = training.encode_pairs(secured, demo.probe_pairs(RunConfig(), "heldout", 20),
+                                 256)
+    before, after = training.score_shift(secured, rows)
+    with models.insecure(secured):
+        torch.testing.assert_close(before, torch.stack(training.score_pairs(secured, rows)))
+    torch.testing.assert_close(after, torch.stack(training.score_pairs(secured, rows)))
 
 
 def test_lora_stays_in_fp32_on_a_4_bit_model(tiny_config, tmp_path):
