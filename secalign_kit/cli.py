@@ -21,14 +21,24 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 
 def _config(arguments) -> RunConfig:
-    from .demo import recipe
-
-    name = arguments.config
-    is_file = name.endswith((".yaml", ".yml"))
-    config = RunConfig.from_yaml(name) if is_file else recipe(name)
+    config = _named(arguments.config)
     if getattr(arguments, "output", None):
         config = config.replace(output=arguments.output)
     return config.replace(**_settings(arguments.set))
+
+
+def _named(name: str) -> RunConfig:
+    """A YAML file, a recipe of `data/recipes`, or a variant of the study."""
+    from .demo import recipe, recipes
+
+    if name.endswith((".yaml", ".yml")):
+        return RunConfig.from_yaml(name)
+    if name not in recipes():
+        from . import study
+
+        if name in study.VARIANTS:
+            return study.config(name).replace(output=RunConfig().output)
+    return recipe(name)
 
 
 def demo(arguments) -> None:
@@ -76,19 +86,23 @@ def _attacks(text: str) -> list:
 
 
 def evaluate(arguments) -> None:
-    from . import defenses, demo, evaluation, models
+    from . import defenses, demo, evaluation, injections, models
+    from .samples import load_samples
 
+    samples = load_samples(arguments.samples) if arguments.samples else None
+    witness = injections.witness(arguments.witness) if arguments.witness else None
     bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
                          format=arguments.format)
     items = demo.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
                                   _attacks(arguments.attacks), arguments.targets.split(","),
-                                  arguments.judge)
+                                  arguments.judge, samples, witness)
     items = evaluation.shard(items, arguments.shard)
     wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
     names = wanted.split(",")
     for name in names:
         options = dict(defense=name, frontend=not arguments.no_frontend,
+                       max_new_tokens=arguments.max_new_tokens,
                        progress=f"evaluation, defense {name}")
         records = (evaluation.evaluate_file(bundle, items, Path(arguments.records), **options)
                    if arguments.records else evaluation.evaluate(bundle, items, **options))
@@ -96,6 +110,8 @@ def evaluate(arguments) -> None:
             print(f"\ndefense: {name}")
         for key, value in demo.flatten(evaluation.summarize(records)):
             print(f"{key:40} {value}")
+        for record in evaluation.failing(records)[: arguments.failing]:
+            print("\n" + "\n".join(evaluation.failing_lines(record)))
 
 
 def ledger(arguments) -> None:
@@ -105,7 +121,8 @@ def ledger(arguments) -> None:
 
     folder = Path(arguments.folder)
     if not arguments.shipped:
-        study.run_study(folder, arguments.seeds, arguments.n)
+        study.run_study(folder, arguments.seeds, arguments.n,
+                        base=study.BASE.replace(**_settings(arguments.set)))
     evidence = book.load_evidence() if arguments.shipped else book.gather(folder)
     entries = book.ledger(evidence)
     if not arguments.shipped:
@@ -155,7 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(function.__name__, help=help)
         sub.set_defaults(run=function)
         if config:
-            sub.add_argument("--config", default=config, help="a recipe's name or a YAML file")
+            sub.add_argument("--config", default=config,
+                             help="a recipe, a variant of the ledger, or a YAML file")
             sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                              help="change one setting, e.g. beta=0.2; may be repeated")
             sub.add_argument("--output", help="the run's folder")
@@ -171,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", default="toy", help="a preset, a Hub id or a folder")
     sub.add_argument("--format", help="prompt format, needed for a Hub id or a folder")
     sub.add_argument("--split", default="heldout", choices=("validation", "heldout"))
+    sub.add_argument("--samples", metavar="FILE",
+                     help="attack these samples (any Alpaca-shaped file) instead of the kit's own")
     sub.add_argument("--n", type=int, help="attacked samples")
     sub.add_argument("--position", default="end", choices=("end", "start", "middle", "random"))
     sub.add_argument("--attacks", default="five", metavar="NAMES",
@@ -178,18 +198,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--targets", default="witness", metavar="NAMES",
                      help="witness (default), payload: another sample's answer, fidelity: tasks "
                           "about the text of requests; with commas")
+    sub.add_argument("--witness", metavar="WORDS",
+                     help="what attackers want printed instead of the split's own word")
     sub.add_argument("--judge", default="begins_with", choices=("begins_with", "contains"),
                      help="what a response to the witness request must do to count as obeyed")
     sub.add_argument("--defenses", default="none", metavar="NAMES",
                      help="all, or names of prompting defenses with commas")
     sub.add_argument("--shard", default="1/1", help="k/n: every n-th sample only")
     sub.add_argument("--records", help="one JSON line per item; a killed evaluation goes on there")
+    sub.add_argument("--max-new-tokens", type=int, default=48, metavar="N",
+                     help="the longest response (default: 48)")
+    sub.add_argument("--failing", type=int, default=0, metavar="N",
+                     help="show N items that obeyed an injection, or were wrong without one")
     sub.add_argument("--no-four-bit", action="store_true")
     sub.add_argument("--no-frontend", action="store_true", help="no filter: delimiters are real")
     sub = command(ledger, "the papers' claims, decided by runs on the embedded model (an hour)")
     sub.add_argument("--folder", default="runs/ledger", help="runs and records; resumes there")
     sub.add_argument("--seeds", type=int, default=3)
     sub.add_argument("--n", type=int, default=150, help="attacked samples per attack")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                     help="change the study's base, e.g. model=qwen2.5-0.5b; may be repeated")
     sub.add_argument("--shipped", action="store_true", help="no run: the evidence in data/ledger")
     sub = command(pairs, "make preference pairs from an Alpaca-shaped file")
     sub.add_argument("samples")

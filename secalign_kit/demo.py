@@ -38,20 +38,35 @@ PLACES = {"end": "at the end", "start": "at the start", "random": "at random pla
 
 def recipe(name: str) -> RunConfig:
     """A shipped recipe of `data/recipes`, such as `demo`. Raises ValueError for others."""
-    path = RECIPES / f"{name}.yaml"
-    if not path.exists():
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise ValueError(f"no recipe {name!r}; choose one of {names} or pass a YAML file")
-    return RunConfig.from_yaml(path)
+    if name not in recipes():
+        raise ValueError(f"no recipe {name!r}; choose one of {', '.join(recipes())} or pass a YAML "
+                         "file")
+    return RunConfig.from_yaml(RECIPES / f"{name}.yaml")
 
 
-def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "") -> list[Sample]:
-    """The samples with the insecure model's own answers (Meta SecAlign, section 3; here greedy)."""
+def recipes() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
+                max_new_tokens: int = 192) -> list[Sample]:
+    """The samples with the insecure model's own answers (Meta SecAlign, section 3; here greedy).
+
+    An answer that does not end within `max_new_tokens` becomes empty, and pairs are made without
+    it: none may teach to stop in mid-sentence.
+    """
     samples = list(samples)
     with models.insecure(bundle):
         answers = evaluation.generate(bundle, [(s.instruction, s.data) for s in samples],
-                                      progress=progress)
-    return [replace(s, answer=answer) for s, answer in zip(samples, answers, strict=True)]
+                                      progress=progress, max_new_tokens=max_new_tokens)
+
+    def ended(answer: str) -> bool:
+        ids = bundle.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return len(ids) < max_new_tokens - 1  # decoding and encoding may differ by a token
+
+    return [replace(s, answer=answer if ended(answer) else "")
+            for s, answer in zip(samples, answers, strict=True)]
 
 
 def training_pairs(config: RunConfig, n: int | None = None, split: str = "train", seed: int = 0,
@@ -89,9 +104,13 @@ TARGETS = ("witness", "payload", "fidelity")
 
 def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = None,
                      position: str = "end", attacks=evaluation.ATTACKS,
-                     targets: Iterable[str] = ("witness",),
-                     judge: str = "begins_with") -> list[Item]:
+                     targets: Iterable[str] = ("witness",), judge: str = "begins_with",
+                     samples: Sequence[Sample] | None = None,
+                     witness: Sample | None = None) -> list[Item]:
     """Clean, retention and attacked items of a split; `n` samples with data are attacked.
+
+    `samples`, and the request of the attackers (`injections.witness`), are those of the split if
+    not given; the attacks' phrases are the split's in any case.
 
     `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks`. `targets`
     are those of `TARGETS`: attacks that want the witness, attacks that want another sample's
@@ -99,8 +118,10 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
     ValueError for others, and for n < 1.
     """
     _check_items(n, targets)
-    samples, witness = shipped_samples(split), injections.WITNESS[split]
-    with_data = [s for s in samples if s.data][:n]
+    samples = [s for s in (shipped_samples(split) if samples is None else samples)
+               if s.answer.strip()]  # an empty answer can be neither right nor obeyed
+    witness = witness or injections.WITNESS[split]
+    with_data = [s for s in samples if s.data.strip()][:n]
     items = evaluation.clean_items(samples) + evaluation.retention_items(samples, witness)
     for attack in attacks:
         options = dict(split=split, position=position)
@@ -237,7 +258,7 @@ def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict:
     return drawn
 
 
-def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
+def run_demo(output: str | Path | None = None, config: RunConfig | None = None,
              n: int | None = None, bundle: Bundle | None = None) -> dict:
     """Runs the whole job, writes the run folder and returns the summary.
 
@@ -246,7 +267,8 @@ def run_demo(output: str | Path = "runs/demo", config: RunConfig | None = None,
     not repeated.
     """
     began = time.perf_counter()
-    config = config or recipe("demo").replace(output=str(output))
+    config = config or recipe("demo")
+    config = config.replace(output=str(output)) if output else config
     training.refuse_other_run(config)  # before its records would be overwritten
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)

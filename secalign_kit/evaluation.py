@@ -13,7 +13,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -199,9 +199,18 @@ def generate(bundle: Bundle, requests: Sequence[tuple[str, str]], frontend: bool
     With `witnesses`, a response ends where the verdict of `begins_with` is decided (an empty
     witness is never decided). `keys` and `options` are those of `generation.greedy`.
     """
+    return _responses(bundle, _encoded(bundle, requests, frontend), keys, witnesses, **options)
+
+
+def _encoded(bundle: Bundle, requests: Sequence[tuple[str, str]],
+             frontend: bool) -> list[list[int]]:
+    return [prompts.encode(bundle.tokenizer, bundle.format, *request, frontend=frontend).ids
+            for request in requests]
+
+
+def _responses(bundle: Bundle, encoded: list[list[int]], keys: Sequence[str] | None,
+               witnesses: Sequence[str] | None, **options) -> list[str]:
     tokenizer = bundle.tokenizer
-    encoded = [prompts.encode(tokenizer, bundle.format, instruction, data, frontend=frontend).ids
-               for instruction, data in requests]
 
     def settled(number: int, ids: list[int]) -> bool:
         witness = witnesses[number]
@@ -215,26 +224,42 @@ def generate(bundle: Bundle, requests: Sequence[tuple[str, str]], frontend: bool
 
 def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
              verdict_only: bool = False, defense: str = "none", **options) -> list[dict]:
-    """One record per item: the item, the response, and the two verdicts.
+    """One record per item: the item, a hash of the prompt's ids, the response, and two verdicts.
 
     Attacks on one sample share the computation of their common start. `verdict_only` ends the
     response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
+    Raises ValueError for an item whose right or wanted answer is longer than `max_new_tokens`.
     """
     if not items:
         return []
     early = [verdict_only and bool(i.witness) and i.judge == "begins_with" for i in items]
     witnesses = [i.witness if cut else "" for i, cut in zip(items, early, strict=True)]
-    requests = [defenses.apply(defense, item.instruction, item.data) for item in items]
-    responses = generate(bundle, requests, frontend,
-                         [f"{i.id} {i.instruction}" for i in items],
-                         witnesses if verdict_only else None, **options)
+    _refuse_longer(bundle, [i for i, cut in zip(items, early, strict=True) if not cut],
+                   options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
+    frontend = frontend and defense != "bare"
+    encoded = _encoded(bundle, [defenses.apply(defense, i.instruction, i.data) for i in items],
+                       frontend)
+    responses = _responses(bundle, encoded, [f"{i.id} {i.instruction}" for i in items],
+                           witnesses if verdict_only else None, **options)
     records = []
-    for item, response, cut in zip(items, responses, early, strict=True):
+    for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
         right = None if cut else response == item.expected.strip()
-        records.append({**asdict(item), "response": response, "frontend": frontend,
-                        "defense": defense,
+        records.append({**asdict(item), "prompt_hash": _hash(json.dumps(ids)),
+                        "response": response, "frontend": frontend, "defense": defense,
                         "obeyed": obeyed(response, item.witness, item.judge), "right": right})
     return records
+
+
+def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:
+    """An answer that is cut off would count as wrong, or as resistance."""
+    for item in items:
+        for text in (item.expected, item.witness if item.judge == "matches" else ""):
+            if len(text) >= limit:  # a token has one character at least, so most need no look
+                length = len(bundle.tokenizer(text, add_special_tokens=False)["input_ids"])
+                if length >= limit:
+                    raise ValueError(f"item {item.id!r} has an answer of {length} tokens and at "
+                                     f"most {limit} are awaited; raise max_new_tokens "
+                                     f"(--max-new-tokens) above {length}")
 
 
 def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: str = "none",
@@ -243,12 +268,16 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
 
     Items whose record the file already holds (same prompt, judge, settings and weights) are not
     asked again. Returns the records of these items in order. Raises ValueError for a line that is
-    no record.
+    no record, or does not say which model and settings it is of.
     """
     matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
     settings = json.dumps([bundle.format.name, weights_hash(bundle), defense, matters],
                           sort_keys=True)
-    known = {record["key"]: record for record in read_records(path)} if path.exists() else {}
+    stored = read_records(path) if path.exists() else []
+    if not all("key" in record for record in stored):
+        raise ValueError(f"{path} holds records that say nothing of their model; choose another "
+                         "file")
+    known = {record["key"]: record for record in stored}
     keys = [_key(item, settings) for item in items]
     open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +292,10 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
 
 
 def _key(item: Item, settings: str) -> str:
-    text = json.dumps([settings, asdict(item)], sort_keys=True, ensure_ascii=False)
+    return _hash(json.dumps([settings, asdict(item)], sort_keys=True, ensure_ascii=False))
+
+
+def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
@@ -350,6 +382,22 @@ def utility_by_family(records: Iterable[dict]) -> dict[str, Rate]:
         if record["attack"] == "none":
             groups.setdefault(record["family"], []).append(record)
     return {name: _rate_of(group, "right") for name, group in sorted(groups.items())}
+
+
+def failing(records: Iterable[Mapping]) -> list[Mapping]:
+    """Records that obeyed an injection, then those that were wrong without attack."""
+    records = list(records)
+    wrong = [r for r in records if r["attack"] == "none" and not r["right"]]
+    return [r for r in records if r["obeyed"]] + wrong
+
+
+def failing_lines(record: Mapping) -> list[str]:
+    """A record as text, with nothing hidden in it."""
+    def shown(key: str) -> str:
+        return injections.visible(record[key]).replace("\n", "\u21b5")
+
+    return [f"{record['attack']}: {shown('instruction')}", f"   data      {shown('data')}",
+            f"   said      {shown('response')}", f"   right is  {shown('expected')}"]
 
 
 def save_records(records: Iterable[dict], path: Path) -> None:

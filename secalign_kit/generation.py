@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from . import shared_prefix
 from .models import Bundle
 
+MAX_NEW_TOKENS = 48  # the embedded model's answers are shorter
 COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
 
 Settled = Callable[[int, list[int]], bool]
@@ -34,7 +35,7 @@ class Group:
 
 
 @torch.inference_mode()
-def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int = 48,
+def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int = MAX_NEW_TOKENS,
            batch_size: int = 64, keys: Sequence[Hashable] | None = None,
            settled: Settled | None = None, progress: str = "") -> list[list[int]]:
     """Greedy ids for each prompt (ids), in order, without the end token.

@@ -114,7 +114,7 @@ def _jsonl_rows(path: Path):
 def _json_list(path: Path) -> list:
     rows = _parse(_read(path), str(path))
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}; a .json file must hold a list.")
+        raise ValueError(f"{path} holds type {type(rows).__name__}; a .json file must be a list.")
     return rows
 
 
@@ -156,12 +156,12 @@ def _from_alpaca(row, path: Path, number: int) -> Sample:
 
 def _require_object(row, where: str) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is a {type(row).__name__}; every row must be a JSON object.")
+        raise ValueError(f"{where} is of type {type(row).__name__}; a row must be a JSON object.")
 
 
 def _text(value, where: str, field: str) -> str:
     if not isinstance(value, str):
-        kind = "missing" if value is None else f"a {type(value).__name__}"
+        kind = "missing" if value is None else f"of type {type(value).__name__}"
         raise ValueError(f"{where}, field {field!r} is {kind}; write a string.")
     if any("\ud800" <= c <= "\udfff" for c in value):  # half of a pair: no file can hold it
         raise ValueError(f"{where}, field {field!r} holds a lone surrogate; remove the character.")

@@ -16,6 +16,7 @@ seeds meet the same held-out items, so pooled intervals are of these items, not 
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import pandas as pd
 
 from . import demo, evaluation, injections, logprobs, models, training
 from .config import RunConfig
-from .defenses import DEFENSES
+from .defenses import PROMPTING
 from .evaluation import Item
 from .models import Bundle
 from .samples import load_samples, save_samples, shipped_samples, write_text
@@ -61,7 +62,7 @@ PAPER_ATTACKS = ("ignore", "completion", "ignore_completion")
 """The optimization-free attacks of the paper's Table 6."""
 SEEN = ("naive", *PAPER_ATTACKS)
 UNSEEN = tuple(name for name in injections.ATTACKS if name not in SEEN)
-"""Kinds of attack that stand in no training pair. (Of `ignore` only the phrases are unseen.)"""
+"""Attacks that no training pair was made with; completion_other comes nearest to one that was."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -111,10 +112,9 @@ def _conditions() -> dict[str, Condition]:
     }
     for witness in injections.OTHER_WITNESSES:
         found[witness.id] = Condition(SEEN, witness=witness.id)
-    for name in DEFENSES:
-        if name != "none":
-            found[f"clean_{name}"] = Condition(defense=name)
-            found[f"seen_{name}"] = Condition(SEEN, defense=name)
+    for name in PROMPTING:
+        found[f"clean_{name}"] = Condition(defense=name)
+        found[f"seen_{name}"] = Condition(SEEN, defense=name)
     for strength in STRENGTHS[1:-1]:  # 0 and 1 are the insecure model and the variant itself
         found[f"clean_strength_{strength}"] = Condition(strength=strength)
         found[f"seen_strength_{strength}"] = Condition(SEEN, strength=strength)
@@ -140,26 +140,41 @@ ASKED: dict[str, tuple[str, ...]] = dict.fromkeys(VARIANTS, _BRIEF) | {
 """Variant -> the conditions it is measured under."""
 
 
-def config(variant: str, seed: int, folder: Path) -> RunConfig:
-    """The configuration of one run. Raises ValueError for an unknown variant."""
+def config(variant: str, base: RunConfig | None = None) -> RunConfig:
+    """What a variant makes of the base (`BASE`, if none is given).
+
+    Its pairs and rate keep their proportion to the base's. Raises ValueError for an unknown
+    variant.
+    """
+    base = base or BASE
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
-    output = str(folder / f"{variant}-{seed}")
-    return BASE.replace(seed=seed, output=output, **VARIANTS[variant])
+    changes = dict(VARIANTS[variant])
+    if "n_pairs" in changes:
+        changes["n_pairs"] = round(base.n_pairs * changes["n_pairs"] / BASE.n_pairs)
+    if "learning_rate" in changes:
+        changes["learning_rate"] *= base.learning_rate / BASE.learning_rate
+    return base.replace(**changes)
 
 
 def run_study(folder: str | Path = "runs/ledger", seeds: int = 3, n: int = 150,
-              variants: Iterable[str] | None = None) -> pd.DataFrame:
+              variants: Iterable[str] | None = None,
+              base: RunConfig | None = None) -> pd.DataFrame:
     """Trains and measures what the folder lacks; returns `measurements` of it.
 
-    `n` held-out samples are attacked per attack; `variants` are all by default.
+    `n` held-out samples are attacked per attack; `variants` are all by default. Another model than
+    the embedded one is named in `base`; it is asked about the same small world.
     Raises ValueError for an unknown variant, n < 1 or seeds < 1.
     """
-    folder, variants = Path(folder), list(VARIANTS if variants is None else variants)
+    folder, base = Path(folder), base or BASE
+    variants = list(VARIANTS if variants is None else variants)
     if n < 1 or seeds < 1:
         raise ValueError(f"n is {n} and seeds is {seeds}; ask for at least one of each")
-    jobs = [(v, s, config(v, s, folder)) for s in range(seeds) for v in variants]
-    insecure = training.base_model(BASE)
+    jobs = [(v, s, config(v, base).replace(seed=s, output=str(folder / f"{v}-{s}")))
+            for s in range(seeds) for v in variants]
+    for _, _, settings in jobs:
+        training.refuse_other_run(settings)  # before the records of another model are touched
+    insecure = training.base_model(base)
     measure(insecure, folder / "insecure-0", ASKED["insecure"], n, "insecure")
     for number, (variant, seed, settings) in enumerate(jobs, 1):
         name = f"{variant}-{seed} ({number} of {len(jobs)})"
@@ -190,7 +205,8 @@ def _share_reference(folder: Path, seed: int) -> None:
     known = folder.parent / f"secalign-{seed}" / "reference.safetensors"
     if known.exists() and not (folder / known.name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(known, folder / known.name)
+        shutil.copy(known, folder / "reference.part")
+        os.replace(folder / "reference.part", folder / known.name)
 
 
 def _samples(settings: RunConfig, bundle: Bundle):
@@ -204,15 +220,18 @@ def _samples(settings: RunConfig, bundle: Bundle):
 
 
 def measure(bundle: Bundle, folder: Path, conditions: Iterable[str], n: int, name: str) -> None:
-    """Writes `records/<condition>.jsonl` for each condition; those already there are kept."""
+    """Writes `records/<condition>.jsonl` for each condition; what is there already is not asked
+    again.
+    """
     for key in conditions:
         condition = CONDITIONS[key]
         path = folder / "records" / f"{key}.jsonl"
         dialled = condition.strength != 1.0
         with models.strength(bundle, condition.strength) if dialled else contextlib.nullcontext():
-            evaluation.evaluate_file(bundle, condition.items(bundle, n), path,
-                                     defense=condition.defense, frontend=condition.frontend,
-                                     progress=f"{name}, {key}")
+            records = evaluation.evaluate_file(
+                bundle, condition.items(bundle, n), path, defense=condition.defense,
+                frontend=condition.frontend, progress=f"{name}, {key}")
+        evaluation.save_records(records, path)  # no others, such as those of another n
 
 
 # --- What the records say -------------------------------------------------------------------------

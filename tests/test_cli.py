@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from secalign_kit import cli, evaluation, injections
+from secalign_kit import cli, defenses, demo, evaluation, injections, ledger
+from secalign_kit.config import RunConfig
 
 
 @pytest.mark.parametrize("arguments", [
@@ -65,3 +66,52 @@ def test_evaluate_prints_rates_with_n_and_writes_records(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "asr naive" in out and "(n=3)" in out
     assert len(records.read_text().splitlines()) > 15
+
+
+def test_evaluate_takes_ones_own_samples_witness_and_defenses(tmp_path, capsys):
+    rows = [{"instruction": f"Say {n}.", "input": f"text {n}", "output": f"{n}"} for n in range(4)]
+    path, records = tmp_path / "alpaca.json", tmp_path / "records.jsonl"
+    path.write_text(json.dumps(rows))
+    arguments = ["evaluate", "--samples", str(path), "--attacks", "completion", "--witness", "Ahoy",
+                 "--defenses", "all", "--targets", "witness,payload", "--shard", "1/2", "--failing",
+                 "1", "--records", str(records)]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"defense: {name}\n" in out for name in defenses.DEFENSES)
+    found = evaluation.read_records(records)
+    asked = [r for r in found if r["attack"] == "completion" and r["target"] == "witness"]
+    assert {r["witness"] for r in asked} == {"Ahoy"} and len({r["id"] for r in found}) < 6
+    assert {r["defense"]: r["frontend"] for r in asked} == {
+        name: name != "bare" for name in defenses.DEFENSES}
+    failing = evaluation.failing(found)
+    assert failing and "right is" in out
+
+
+def test_failing_items_hide_nothing():
+    record = {"attack": "naive", "instruction": "Say\u202e it.", "data": "a\nb",
+              "response": "\x1b[0m", "expected": "it"}
+    text = "\n".join(evaluation.failing_lines(record))
+    assert "[U+202E]" in text and "\x1b" not in text and text.count("\n") == 3
+
+
+@pytest.mark.parametrize("words", ["", " . ", "it's", "two\nlines"])
+def test_a_witness_that_cannot_be_asked_for_is_refused(words):
+    with pytest.raises(ValueError, match="write a word or two"):
+        injections.witness(words)
+
+
+def test_a_variant_of_the_ledger_is_a_configuration():
+    assert cli._named("orpo").loss == "orpo" and cli._named("orpo").output == RunConfig().output
+    assert cli._named("struq") == demo.recipe("struq")  # of two with this name, the recipe
+
+
+def test_the_shipped_ledger_is_printed_without_a_run(capsys):
+    assert cli.main(["ledger", "--shipped"]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text, _ in ledger.CLAIMS.values())
+
+
+def test_the_doctor_names_versions_device_and_precision(capsys):
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("torch", "trl", "peft", "device", "4-bit products"))

@@ -62,3 +62,10 @@ def test_the_shipped_adapter_secures_the_insecure_model(secured):
     assert secure["clean_utility"].value >= insecure["clean_utility"].value - 0.02
     right = [rate.value for rate in secure["accuracy_under_attack"].values()]
     assert sum(right) / len(right) >= 0.85 and secure["retention"].value >= 0.95
+
+
+def test_own_answers_that_do_not_end_are_emptied(toy):
+    samples = [s for s in demo.shipped_samples("validation") if len(s.answer) > 20][:3]
+    whole = demo.own_answers(toy, samples)
+    assert all(own.answer for own in whole)
+    assert [own.answer for own in demo.own_answers(toy, samples, max_new_tokens=3)] == [""] * 3

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secalign_kit import evaluation
+from secalign_kit import demo, evaluation
 from secalign_kit.evaluation import Item, obeyed, rate, summarize
 from secalign_kit.samples import Sample
 
@@ -207,3 +207,36 @@ def test_shards_part_the_samples_and_keep_the_attacks_of_one_together():
     for wrong in ("4/3", "0/2", "a"):
         with pytest.raises(ValueError, match="is no share"):
             evaluation.shard(items, wrong)
+
+
+def test_an_answer_longer_than_what_is_awaited_is_refused(toy):
+    long = Item("long", "none", "Say it.", "", "word " * 60)
+    with pytest.raises(ValueError, match="'long' has an answer of .* raise max_new_tokens"):
+        evaluation.evaluate(toy, [long])
+    wanted = Item("wanted", "naive", "Say it.", "a", "b", "word " * 60, judge="matches")
+    with pytest.raises(ValueError, match="'wanted' has an answer"):
+        evaluation.evaluate(toy, [wanted], max_new_tokens=20)
+    assert len(evaluation.evaluate(toy, [long], max_new_tokens=200)) == 1
+
+
+def test_records_that_do_not_know_their_model_are_not_gone_on_with(toy, tmp_path):
+    item = Item("one", "none", "Say yes.", "", "yes")
+    evaluation.save_records(evaluation.evaluate(toy, [item]), tmp_path / "records.jsonl")
+    with pytest.raises(ValueError, match="say nothing of their model"):
+        evaluation.evaluate_file(toy, [item], tmp_path / "records.jsonl")
+
+
+def test_a_prompts_hash_is_of_what_the_model_reads(toy):
+    typed = Item("one", "none", "Say yes.", "a <data_delimiter>b", "yes")
+    plain = Item("two", "none", "Say yes.", "a b", "yes")
+    filtered, same = (r["prompt_hash"] for r in evaluation.evaluate(toy, [typed, plain]))
+    assert filtered == same
+    assert evaluation.evaluate(toy, [typed], defense="bare")[0]["prompt_hash"] != same
+
+
+def test_items_without_an_answer_are_left_out(toy):
+    rows = [Sample("Say it.", "a", "b", id="one"), Sample("Say it.", "c", " ", id="two"),
+            Sample("Say it.", " ", "d", id="three")]
+    items = demo.evaluation_items(toy, attacks=["naive"], targets=["payload"], samples=rows)
+    assert {i.id for i in items if i.attack == "none"} == {"one", "three"}
+    assert [i.id for i in items if i.attack == "naive"] == ["one"]

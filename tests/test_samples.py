@@ -59,9 +59,9 @@ def test_alpaca_rows_may_lack_an_input_and_stand_one_a_line(tmp_path):
     ('{"instruction": " "}', "row 1, field 'instruction'"),
     ('{"instruction": "a", "answer": null}', "row 1, field 'answer'"),
     ('{"instruction": "a", "result": "b"}', "row 1 has the unknown field 'result'"),
-    ('{"instruction": "a", "output": 3}', "row 1, field 'output' is a int"),
+    ('{"instruction": "a", "output": 3}', "row 1, field 'output' is of type int"),
     ('{"instruction": "a", "data": "\\ud800"}', "row 1, field 'data'"),
-    ("[]", "row 1 is a list"),
+    ("[]", "row 1 is of type list"),
     ("{", "row 1 is not valid JSON"),
 ])
 def test_a_bad_row_is_named_by_number_and_field(tmp_path, line, where):

@@ -6,22 +6,28 @@ import pandas as pd
 import pytest
 
 from secalign_kit import injections, study
-from secalign_kit.samples import shipped_samples
+from secalign_kit.config import RunConfig
+from secalign_kit.samples import DATA, shipped_samples
 
 
-def test_variants_differ_from_the_base_in_what_they_say(tmp_path):
+def test_variants_differ_from_the_base_in_what_they_say():
     for variant, changes in study.VARIANTS.items():
-        settings = study.config(variant, 2, tmp_path)
-        assert settings.seed == 2 and settings.output.endswith(f"{variant}-2")
+        settings = study.config(variant)
         for name, value in changes.items():
             assert getattr(settings, name) == value
-    assert study.config("secalign", 0, tmp_path).replace(output="x") == study.BASE.replace(
-        output="x", seed=0)
+    assert study.config("secalign") == study.BASE
 
 
-def test_an_unknown_variant_is_refused(tmp_path):
+def test_a_variant_keeps_its_proportion_to_another_base():
+    other = study.BASE.replace(model="qwen2.5-0.5b", n_pairs=1000, learning_rate=1e-4)
+    few, fast = (study.config(v, other) for v in ("secalign_20", "secalign_double_rate"))
+    assert (few.model, few.n_pairs, few.learning_rate) == (other.model, 200, 1e-4)
+    assert (fast.n_pairs, fast.learning_rate) == (1000, pytest.approx(2e-4))
+
+
+def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="choose one of secalign"):
-        study.config("secaline", 0, tmp_path)
+        study.config("secaline")
 
 
 def test_every_attack_is_seen_or_unseen_and_never_both():
@@ -75,6 +81,24 @@ def test_a_study_is_made_once_and_goes_on(small, tmp_path, monkeypatch):
     assert study.trajectories(tmp_path).step.tolist()[0] == 0
     shift = study.shifts(tmp_path)
     assert shift.variant.tolist() == ["secalign"] and (shift.n == 300).all()
+
+
+def test_a_study_counts_what_was_asked_and_refuses_another_model(small, tmp_path, monkeypatch):
+    study.run_study(tmp_path, seeds=1, n=2)
+    more = study.run_study(tmp_path, seeds=1, n=3)
+    assert (more[more.measure == "asr"].n == 3).all()  # not 2 and 3 together
+    before = {p: p.read_bytes() for p in tmp_path.glob("*/records/*")}
+    with pytest.raises(ValueError, match="another configuration"):
+        study.run_study(tmp_path, seeds=1, n=2, base=study.BASE.replace(four_bit=False))
+    assert before == {p: p.read_bytes() for p in tmp_path.glob("*/records/*")}
+
+
+def test_a_study_takes_another_model_by_its_folder(small, tmp_path):
+    base = study.BASE.replace(model=str(DATA / "model"), format="toy", four_bit=False)
+    counts = study.run_study(tmp_path, seeds=1, n=2, base=base)
+    assert set(counts.variant) == {"insecure", "secalign"}
+    settings = RunConfig.from_yaml(tmp_path / "secalign-0" / "config.yaml")
+    assert (settings.model, settings.n_pairs) == (base.model, 32)
 
 
 def test_counts_are_sums_over_the_records(tmp_path):

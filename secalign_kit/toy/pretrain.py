@@ -223,9 +223,9 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
             mean = sum(losses) / len(losses)
             bar.set_postfix(loss=f"{mean:.4f}")
             record = {"step": step + 1, "loss": mean, "seconds": time.perf_counter() - began}
+            save_checkpoint(folder, config, step + 1, model, optimizers)
             with open(folder / "pretraining.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
-            save_checkpoint(folder, config, step + 1, model, optimizers)
             losses = []
     save_model(model, tokenizer, config, folder)
     return model, tokenizer
