@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-colab lab app adapters summaries bench wheel clean
+.PHONY: help demo test test-colab lab app adapters summaries selection bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -70,9 +70,13 @@ summaries: $(STAMP)
 	  mkdir -p data/demo && cp runs/summaries/$$seed/summary.json data/demo/summary_$$seed.json; \
 	done
 
-# make bench: the tables of docs/performance.md, into runs/bench (about half an hour)
+# make selection: the recipes that were tried on the validation split (a quarter of an hour)
+selection: $(STAMP)
+	$(BIN)/python -m secalign_kit.selection
+
+# make bench: the tables of docs/performance.md, into runs/bench (an hour and a half)
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks startup pretraining scoring asr dpo pairs
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from secalign_kit import demo, models, prompts, training
 from secalign_kit.config import RunConfig
 
-from .measuring import Result, compare, peak_memory, take_turns, timed
+from .measuring import Result, compare, peak_memory, ratio_by_round, take_turns, timed
 
 SIZES = {  # of random Llamas, in the shapes of small published models
     "2M": dict(vocab_size=2048, hidden_size=192, intermediate_size=512, num_hidden_layers=4,
@@ -93,8 +93,18 @@ def seconds_of(name: str, n_pairs: int, four_bit: bool, number: int) -> float:
     return run_one(name, n_pairs, four_bit, number + 1)[0]
 
 
-def parity(four_bit: bool, n_pairs: int = 64) -> str:
-    """The largest difference of reference log-probs, after checking that the tokens are equal."""
+def token_limit(rows) -> str:
+    """Tokens of two sequences a pair to those of one, which is what sharing the prompt can save."""
+    prompt, both = (sum(sum(len(row[key]) for key in keys) for row in rows)
+                    for keys in (("prompt_ids",), ("chosen_ids", "rejected_ids")))
+    return f"{(2 * prompt + both) / (prompt + both):.2f}x by tokens"
+
+
+def parity(four_bit: bool, n_pairs: int = 64) -> tuple[str, str]:
+    """The largest difference of reference log-probs, and the limit by tokens.
+
+    Stops if the tokens are not the same, or the log-probs differ by more than rounding.
+    """
     mine = run_one("ours", n_pairs, four_bit, 99)[1]
     other = run_one("TRL tuned", n_pairs, four_bit, 99)[1]
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
@@ -103,29 +113,36 @@ def parity(four_bit: bool, n_pairs: int = 64) -> str:
         (torch.tensor(mine[c]) - torch.tensor(other[c])).abs().max().item()
         for c in ("ref_chosen_logps", "ref_rejected_logps")
     )
-    return f"same tokens; reference log p within {gap:.1e} nats"
+    assert gap < 1e-3, f"reference log-probs differ by {gap} nats"
+    return f"same tokens; reference log p within {gap:.1e} nats", token_limit(mine)
 
 
 def embedded(rounds: int, n_pairs: int = 320) -> list[Result]:
     results = []
     for four_bit in (False, True):
         name = f"DPO training, embedded model, 4-bit {'on' if four_bit else 'off'}"
-        checked = parity(four_bit)
+        checked, limit = parity(four_bit)
         seconds = take_turns(
             {c: functools.partial(seconds_of, c, n_pairs, four_bit) for c in CONTENDERS},
             rounds, name)
-        results += [compare(seconds, other, name, n_pairs, "pairs/s", checked, goal=goal)
+        results += [compare(seconds, other, name, n_pairs, "pairs/s", checked, limit, goal)
                     for other, goal in (("TRL defaults", 2.5), ("TRL tuned", 1.5))]
     return results
 
 
-def memory(n_pairs: int = 320) -> list[Result]:
-    """Peak memory of the whole process; `ratio` is theirs to ours, above 1 when we need less."""
-    used = {name: peak_memory("benchmarks.dpo", name, str(n_pairs))
-            for name in ("ours", "TRL tuned")}
-    ratio = used["TRL tuned"] / used["ours"]
-    return [Result("peak memory of training, embedded model", "TRL tuned", "MB", used["ours"],
-                   used["TRL tuned"], ratio, ratio, ratio, 1, "one process each", goal=1.0)]
+def memory(rounds: int, n_pairs: int = 320) -> list[Result]:
+    """Peak memory of whole processes; `ratio` is theirs to ours, above 1 when we need less."""
+    results = []
+    for four_bit in (False, True):
+        name = f"peak memory of training, embedded model, 4-bit {'on' if four_bit else 'off'}"
+        used = take_turns({who: lambda number, who=who, four_bit=four_bit: peak_memory(
+            "benchmarks.dpo", who, str(n_pairs), str(int(four_bit)))
+            for who in ("ours", "TRL tuned")}, rounds, name)
+        middle = {who: statistics.median(megabytes) for who, megabytes in used.items()}
+        results.append(Result(name, "TRL tuned", "MB", middle["ours"], middle["TRL tuned"],
+                              *ratio_by_round(used["ours"], used["TRL tuned"]),
+                              "one process each", goal=1.0))
+    return results
 
 
 def random_model(size: str) -> LlamaForCausalLM:
@@ -169,6 +186,7 @@ def step_seconds(size: str, prompt: int, response: int, batch: int, rounds: int)
     label = f"DPO step, random {size} Llama, prompt {prompt}, responses {response}"
     seconds = take_turns(steps, rounds, label)
     gap = abs(losses["ours"] - losses["TRL tuned"])
+    assert gap < 1e-4, f"losses differ by {gap}"
     limit = (2 * prompt + 2 * response) / (prompt + 2 * response)
     return compare(seconds, "TRL tuned", label, batch, "pairs/s", f"loss within {gap:.1e}",
                    f"{limit:.2f}x by tokens", 1.5 if (size, prompt) == ("135M", 256) else None)
@@ -184,23 +202,26 @@ def growth(rounds: int) -> list[Result]:
 
 
 def by_pairs(rounds: int) -> list[Result]:
-    """End to end with ever more pairs, one round each: TRL alone needs half an hour for these."""
-    results, checked = [], parity(False)
+    """End to end with ever more pairs; one round each but of the first, or it would take hours."""
+    results, (checked, limit) = [], parity(False)
     for n_pairs in (1000, 5000, 20_000):
-        seconds = {name: [seconds_of(name, n_pairs, False, n_pairs)]
-                   for name in ("ours", "TRL tuned")}
+        seconds = {"ours": [], "TRL tuned": []}
+        for number in range(rounds if n_pairs == 1000 else 1):
+            for name, spent in seconds.items():
+                spent.append(seconds_of(name, n_pairs, False, n_pairs + number))
         results.append(compare(seconds, "TRL tuned", f"DPO training, {n_pairs:,} pairs", n_pairs,
-                               "pairs/s", checked))
+                               "pairs/s", checked, limit))
     return results
 
 
 def dpo(rounds: int) -> list[Result]:
-    return embedded(rounds) + memory() + growth(rounds)
+    return embedded(rounds) + memory(rounds) + growth(rounds)
 
 
 if __name__ == "__main__":  # one contender, for its peak memory
     parser = argparse.ArgumentParser()
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("n_pairs", type=int)
+    parser.add_argument("four_bit", type=int, choices=(0, 1))
     chosen = parser.parse_args()
-    print(statistics.fmean([run_one(chosen.contender, chosen.n_pairs, False, 0)[0]]))
+    run_one(chosen.contender, chosen.n_pairs, bool(chosen.four_bit), 0)

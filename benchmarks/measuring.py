@@ -36,7 +36,7 @@ class Result:
 
 def take_turns(contenders: dict[str, Callable[[int], float]], rounds: int,
                label: str) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; round -1 warms up and is not kept.
+    """Seconds (or MB) of each contender in each round; round -1 warms up and is not kept.
 
     A contender gets the number of the round and returns the seconds it wants to be judged by.
     """

@@ -9,7 +9,7 @@ import torch
 
 from secalign_kit import demo, logprobs, models, preference, training
 
-from .dpo import config_of
+from .dpo import config_of, token_limit
 from .measuring import Result, compare, take_turns, timed
 
 
@@ -41,8 +41,9 @@ def pairs_against_trl(rounds: int, n_pairs: int = 600) -> Result:
     seconds = take_turns({"ours": ours, "TRL's reference pass": theirs}, rounds, "scoring pairs")
     gap = max((mine - torch.tensor(other)).abs().max().item()
               for mine, other in zip(found["ours"], found["theirs"], strict=True))
+    assert gap < 1e-3, f"log-probs differ by {gap} nats"
     return compare(seconds, "TRL's reference pass", "log-prob scoring, two responses a prompt",
-                   2 * n_pairs, "responses/s", f"log p within {gap:.1e}", goal=1.7)
+                   2 * n_pairs, "responses/s", f"log p within {gap:.1e}", token_limit(rows), 1.7)
 
 
 def many_against_loop(rounds: int, prompts: int = 24, count: int = 8) -> Result:
@@ -73,8 +74,12 @@ def many_against_loop(rounds: int, prompts: int = 24, count: int = 8) -> Result:
     seconds = take_turns({"ours": ours, "one by one": loop}, rounds, "scoring many")
     gap = max(abs(a - b) for mine, other in zip(found["ours"], found["loop"], strict=True)
               for a, b in zip(mine, other, strict=True))
+    assert gap < 1e-3, f"log-probs differ by {gap} nats"
+    read = sum(map(len, heads))
+    said = sum(len(response) for group in responses for response in group)
     return compare(seconds, "one by one", f"log-prob scoring, {count} responses a prompt",
-                   prompts * count, "responses/s", f"log p within {gap:.1e}")
+                   prompts * count, "responses/s", f"log p within {gap:.1e}",
+                   f"{(count * read + said) / (read + said):.2f}x by tokens")
 
 
 def scoring(rounds: int) -> list[Result]:
