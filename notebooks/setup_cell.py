@@ -22,7 +22,7 @@ if "google.colab" in sys.modules and not importlib.util.find_spec("secalign_kit"
     wheel = max(glob.glob("secalign_kit-*.whl"), key=os.path.getmtime, default="")
     assert ADDRESS or wheel, "Upload the wheel that `make wheel` builds, or set ADDRESS; run again."
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
-    subprocess.run([*install, ADDRESS or wheel, "trl", "bitsandbytes"], check=True)
+    subprocess.run([*install, ADDRESS or wheel, "trl==1.16.*", "bitsandbytes"], check=True)
 warnings.filterwarnings("ignore")
 warnings.filterwarnings("default", module="secalign_kit")  # what the kit itself has to say
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1")

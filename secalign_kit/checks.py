@@ -231,7 +231,7 @@ def _check_each_delimiter(filter) -> None:
         raise _Mistake("Not yet: no delimiter is deleted.")
     if left:
         raise _Mistake(f"Not yet: only some delimiters are deleted; {left[0]!r} is left. Take all "
-                       "of them from fmt.reserved.")
+                       "of them from toy.reserved.")
     for string, text in kept.items():
         if text != "red, owl.":
             raise _Mistake(f"Not yet: {texts[string]!r} becomes {_shown(text)}. Delete the "

@@ -87,14 +87,27 @@ def _drawable(text: str, limit: int = 240) -> str:
     return "".join(c if c in drawn else f"[U+{ord(c):04X}]" for c in text)
 
 
-def png(fig: Figure, dpi: int = 110) -> bytes:
-    """The figure as a small PNG (256 colours, no time stamp: equal figures give equal bytes)."""
+def png(fig: Figure, *below: Figure, dpi: int = 110) -> bytes:
+    """The figure, or several one under the other, as a small PNG.
+
+    It has 256 colours and no time stamp: equal figures give equal bytes.
+    """
+    parts = [_drawn(part, dpi) for part in (fig, *below)]
+    size = max(part.width for part in parts), sum(part.height for part in parts)
+    sheet = Image.new("RGB", size, PAPER)
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    small = io.BytesIO()
+    sheet.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def _drawn(fig: Figure, dpi: int) -> Image.Image:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
-    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small = io.BytesIO()
-    image.save(small, format="PNG", optimize=True)
-    return small.getvalue()
+    return Image.open(buffer).convert("RGB")
 
 
 # --- The founding diagram ------------------------------------------------------------------------
@@ -718,19 +731,22 @@ def trajectory(runs: Mapping[str, Sequence[Mapping]]) -> Figure:
     """The path of (log p(chosen), log p(rejected)) over training, one line per run (at most three).
 
     `runs`: name to rows with `step`, `chosen_logprob`, `rejected_logprob` (mean nats per response);
-    rows without them are skipped. Raises ValueError for no run, more than three, or an empty path.
+    rows without them are skipped. Every path has its last step written beside it, the first path
+    some of those before as well. Raises ValueError for no run, more than three, or an empty path.
     """
     if not 0 < len(runs) <= len(STYLE):
         raise ValueError(f"trajectory: {len(runs)} runs; pass one to three.")
     fig = Figure(figsize=(6.6, 5), layout="constrained", facecolor=PAPER)
     axes = fig.subplots()
+    first = next(iter(runs))
     for (name, metrics), (color, line, marker) in zip(runs.items(), STYLE, strict=False):
         path = [(m["step"], m["chosen_logprob"], m["rejected_logprob"])
                 for m in _probed(name, metrics)]
         steps, x, y = zip(*path, strict=True)
         axes.plot(x, y, color=color, linestyle=line, marker=marker, markersize=5, linewidth=1.8,
                   markeredgecolor=INK, markeredgewidth=0.5, label=_drawable(name, 40))
-        for k in sorted({0, len(path) // 3, 2 * len(path) // 3, len(path) - 1}):
+        inner = (0, len(path) // 3, 2 * len(path) // 3) if name == first else ()
+        for k in sorted({*inner, len(path) - 1}):
             axes.annotate(f"step {steps[k]}", (x[k], y[k]), xytext=(6, 4), fontsize=8, color=INK,
                           textcoords="offset points")
     axes.margins(0.14)

@@ -261,8 +261,8 @@ def _check(**texts: str) -> None:
             raise ValueError(f"The {name} holds half of a character (a lone surrogate); remove it.")
 
 
-def _png(fig) -> dict:
-    return {"image/png": base64.b64encode(figures.png(fig)).decode("ascii")}
+def _png(*figs) -> dict:
+    return {"image/png": base64.b64encode(figures.png(*figs)).decode("ascii")}
 
 
 def _model(bundle: Bundle, which: str):
@@ -686,13 +686,6 @@ def bench_table(records: Sequence[Mapping]) -> str:
     return table_html(head, rows, "Utility (higher is better) and ASR (lower is safer), 95% Wilson")
 
 
-def failing(records: Iterable[Mapping]) -> list[Mapping]:
-    """Records that obeyed an injection, then those that were wrong without attack."""
-    records = list(records)
-    wrong = [r for r in records if r["attack"] == "none" and not r["right"]]
-    return [r for r in records if r["obeyed"]] + wrong
-
-
 def failing_label(record: Mapping) -> str:
     """One line for a list of failing items."""
     kind = "wrong" if record["attack"] == "none" else record["attack"].replace("_", "-")
@@ -734,7 +727,7 @@ def attack_bench(bundle: Bundle, records: Sequence[Mapping] | None = None) -> Vi
         if not state["records"]:
             parts.table.value = message_html("Nothing is measured yet; press the button.")
             return
-        failed = failing(state["records"])
+        failed = evaluation.failing(state["records"])
         parts.table.value = bench_table(state["records"]) + message_html(_count(failed))
         labels = [f"{i + 1}. {failing_label(r)}" for i, r in enumerate(failed[:SHOWN])]
         parts.failing.options = [(label, i) for i, label in enumerate(labels)]
@@ -742,7 +735,7 @@ def attack_bench(bundle: Bundle, records: Sequence[Mapping] | None = None) -> Vi
         detail()
 
     def detail(_=None) -> None:
-        chosen, failed = parts.failing.value, failing(state["records"])
+        chosen, failed = parts.failing.value, evaluation.failing(state["records"])
         known = chosen is not None and chosen < len(failed)
         parts.detail.value = failing_html(failed[chosen]) if known else ""
 
@@ -754,7 +747,7 @@ def attack_bench(bundle: Bundle, records: Sequence[Mapping] | None = None) -> Vi
             show()
 
     def twin() -> dict:
-        failed = failing(state["records"])
+        failed = evaluation.failing(state["records"])
         first = failing_html(failed[0]) if failed else ""
         return {"text/html": parts.table.value + first}
 
@@ -867,7 +860,9 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
     def twin() -> dict:
         if parts.message.value:
             return {"text/html": parts.message.value}
-        return _png(replay_figure(rows, parts.step.value))
+        steps = recorded(rows)
+        clouds = [clouds_figure(rows, index) for index in (steps[0], steps[-1])]
+        return _png(replay_figure(rows, parts.step.value), *filter(None, clouds))
 
     parts.step.observe(show, "value")
     return View("Training replay", [parts.step, parts.progress, parts.message, parts.words,

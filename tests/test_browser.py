@@ -164,6 +164,7 @@ def test_the_explorer_answers_and_runs_no_script_of_an_attacker(server, page):
     open_explorer(page, *server)
     change_the_injection(page)
     turn_the_dial_with_the_keyboard(page)
+    drag_the_dial(page)
     slide_through_the_training(page)
     for text in HOSTILE:
         type_hostile_text(page, text)
@@ -207,6 +208,22 @@ def turn_the_dial_with_the_keyboard(page) -> None:
     assert "strength 0.00" in changed(page, sets, before_sets)
     page.keyboard.press("ArrowRight")
     assert "at strength 0.05" in changed(page, live, after)
+
+
+def drag_the_dial(page) -> None:
+    view = page.locator(".secalign-adapter-dial")
+    live = view.get_by_role("table").filter(has_text="The prompt above, live")
+    before = live.inner_text()
+    handle = view.locator(".noUi-handle, .ui-slider-handle").first
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=6)
+    page.mouse.up()
+    strength = float(re.search(r"at strength (\d\.\d\d)", changed(page, live, before))[1])
+    assert strength > 0.1
 
 
 def slide_through_the_training(page) -> None:

@@ -1,8 +1,11 @@
 """Every exercise: the solution passes, and a typical mistake is named."""
 
+import itertools
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from secalign_kit import checks, evaluation, prompts
 from secalign_kit.samples import DINOSAUR_HOST
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 OWN = DINOSAUR_HOST.data
 TOY = prompts.FORMATS["toy"]
 QUESTION = "Is the earth flat?"
@@ -56,6 +60,34 @@ def test_an_error_becomes_a_sentence(check, error, words):
 @pytest.mark.parametrize("check", FUNCTION_CHECKS)
 def test_a_called_function_is_not_a_function(check):
     says(check(3), "pass the function itself")
+
+
+# --- The solutions that are folded in the notebooks ----------------------------------------------
+
+
+def folded_solutions():
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        for before, cell in itertools.pairwise(cells):
+            for code in re.findall(r"<summary>Solution.*?```python\n(.*?)```", cell.source, re.S):
+                check = re.fullmatch(r"print\((.*)\)", before.source.splitlines()[-1])[1]
+                given = [c.source.partition("\n\n")[0] for c in cells
+                         if c.source.startswith("def naive_filter")]
+                yield pytest.param("".join(given), before.source.rpartition("\n")[0], code, check,
+                                   id=f"{path.stem}-{check.split('(')[0]}")
+
+
+@pytest.mark.parametrize(("given", "stub", "solution", "check"), folded_solutions())
+def test_the_folded_solution_passes_where_the_stub_does_not(given, stub, solution, check, toy):
+    for code, passed in ((stub, False), (solution, True)):
+        space = {"bundle": toy, "checks": checks, "toy": TOY, "torch": torch,
+                 "DINOSAUR_HOST": DINOSAUR_HOST}
+        exec(f"{given}\n{code}\nverdict = {check}", space)
+        assert space["verdict"].passed is passed, space["verdict"].message
+
+
+def test_every_exercise_has_a_folded_solution():
+    assert len(list(folded_solutions())) == len(FUNCTION_CHECKS) + 2  # and two texts to be written
 
 
 # --- 02 ------------------------------------------------------------------------------------------

@@ -61,7 +61,13 @@ def test_rhythm_cells_are_short_and_prose_comes_between(notebook):
     lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
     assert max(lengths) <= 20 and 1 <= statistics.median(lengths) <= 6
     assert len(notebook.cells) - len(lengths) >= 0.5 * len(lengths)
-    assert any("**Predict.**" in cell.source for cell in notebook.cells)
+
+
+def test_a_prediction_is_asked_before_code_and_explained_behind_it(notebook):
+    asked = [k for k, cell in enumerate(notebook.cells) if "**Predict.**" in cell.source]
+    explained = [k for k, cell in enumerate(notebook.cells) if "<summary>Why?" in cell.source]
+    assert any(notebook.cells[k + 1].cell_type == "code" and later > k + 1
+               for k in asked for later in explained)
 
 
 def test_the_setup_cell_is_the_same_everywhere(notebook):
@@ -123,7 +129,7 @@ def test_the_setup_cell_installs_the_newest_wheel_on_colab(tmp_path, monkeypatch
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     exec(cell, {})
     assert commands[0][1:] == ["-m", "pip", "install", "-q", "--no-deps",
-                               "secalign_kit-0.0.9-x.whl", "trl", "bitsandbytes"]
+                               "secalign_kit-0.0.9-x.whl", "trl==1.16.*", "bitsandbytes"]
 
 
 def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):

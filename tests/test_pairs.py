@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -133,8 +134,13 @@ def test_the_card_states_counts_and_escapes_the_attack():
     assert pair_statistics(pairs)["payload_families"] == {"a|b\nc": 1}
 
 
-@pytest.mark.skipif("SECALIGN_KIT_ALPACA" not in os.environ, reason="no Alpaca file is named")
+# real data are not ours to give away: name a file, or lay one beside the checkout
+ALPACA = Path(os.environ.get("SECALIGN_KIT_ALPACA")
+              or Path(__file__).parents[2] / "shared/data/alpacafarm_davinci003.json")
+
+
+@pytest.mark.skipif(not ALPACA.is_file(), reason="no Alpaca file: set SECALIGN_KIT_ALPACA")
 def test_real_alpaca_data_makes_as_many_pairs_as_it_has_hosts():
-    samples = load_samples(os.environ["SECALIGN_KIT_ALPACA"])
+    samples = load_samples(ALPACA)
     rows = pairs_dataset(samples, seed=0, position="random")
     assert len(rows) == sum(bool(s.data.strip() and s.answer.strip()) for s in samples)

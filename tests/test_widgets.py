@@ -195,8 +195,8 @@ def test_the_dials_twin_draws_the_strongest_attack_and_the_preference_in_nats(mo
 
 
 def test_failing_items_are_obeyed_injections_first_then_wrong_answers():
-    assert [r["attack"] for r in widgets.failing(records())] == ["naive", "none"]
-    assert widgets.failing([records()[0] | {"right": True}]) == []
+    assert [r["attack"] for r in evaluation.failing(records())] == ["naive", "none"]
+    assert evaluation.failing([records()[0] | {"right": True}]) == []
 
 
 def test_a_log_is_read_or_refused_in_a_sentence(tmp_path):
@@ -222,7 +222,8 @@ def test_replay_keeps_the_axes_of_the_whole_run():
 
 def every_view(bundle):
     return [widgets.playground(bundle), widgets.token_lens(bundle),
-            widgets.attack_bench(bundle, records()), widgets.training_replay(METRICS)]
+            widgets.adapter_dial(bundle, points()), widgets.attack_bench(bundle, records()),
+            widgets.training_replay(METRICS)]
 
 
 def descendants(widget):
@@ -244,7 +245,8 @@ def test_every_view_has_a_heading_a_twin_and_named_parts_on_the_page(quick):
 
 def test_every_control_has_a_label_and_nothing_typesets(quick):
     controls = (ipywidgets.Textarea, ipywidgets.Dropdown, ipywidgets.Button, ipywidgets.IntSlider,
-                ipywidgets.FloatSlider, ipywidgets.Select, ipywidgets.SelectMultiple)
+                ipywidgets.FloatSlider, ipywidgets.Select, ipywidgets.SelectMultiple,
+                ipywidgets.SelectionSlider)
     for view in every_view(quick):
         for part in descendants(view):
             assert not isinstance(part, (ipywidgets.Label, ipywidgets.HTMLMath))
