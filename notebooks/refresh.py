@@ -3,8 +3,9 @@
 Each runs from top to bottom in a fresh kernel; outputs are kept, except what does not belong into a
 repository: widget views and their state, progress bars, timing metadata.
 `--compare FOLDER` runs nothing and says where these notebooks differ from executed copies in
-FOLDER: in numbers, by more than a tolerance, and, on a machine like that of the committed outputs
-(it is noted in them), in words. Texts in quotes, which models wrote, may differ.
+FOLDER: in numbers, by more than a tolerance (15%, or what `LEAST` says), and, on a machine like
+that of the committed outputs (it is noted in them), in words. Texts in quotes, which models wrote,
+may differ.
 """
 
 import argparse
@@ -19,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?%?(?![\w])")
 QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 TOLERANCE = 0.15  # of a number: threads and processors round differently
-LEAST = {"other": 5.0, "%": 3.0, ".": 0.1, "": 3.0}  # and at least so many units, by its kind
+# and at least so many units, by the kind of number, on a like machine or on another
+LEAST = {True: {"%": 3.0, ".": 0.1, "": 3.0}, False: {"%": 6.0, ".": 0.5, "": 5.0}}
 
 
 def cleaned(notebook):
@@ -84,9 +86,9 @@ def differences(committed: Path, executed: Path) -> list[str]:
 def _change(old: str, new: str, alike: bool) -> str:
     """The first number, or word, that became another; empty if there is none."""
     for a, b in zip(NUMBER.findall(old), NUMBER.findall(new), strict=False):
-        kind = "other" if not alike else "%" if "%" in a else "." if "." in a else ""
+        kind = "%" if "%" in a else "." if "." in a else ""
         x, y = (float(text.rstrip("%")) for text in (a, b))
-        if abs(x - y) > max(LEAST[kind], TOLERANCE * abs(x)):
+        if abs(x - y) > max(LEAST[alike][kind], TOLERANCE * abs(x)):
             return f"{a} became {b}"
     if alike:
         for a, b in zip_longest(*map(_words, (old, new)), fillvalue="nothing"):

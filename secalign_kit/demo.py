@@ -33,7 +33,8 @@ NOTES = [
     "The attacks are fixed texts. An attacker who adapts to the defense is stronger than these.",
     "Both models sit behind the same front-end filter, which deletes typed delimiters from data.",
 ]
-PLACES = {"end": "at the end", "start": "at the start", "random": "at random places"}
+PLACES = {"end": "at the end", "start": "at the start", "middle": "in the middle",
+          "random": "at random places"}
 
 
 def recipe(name: str) -> RunConfig:
@@ -307,18 +308,30 @@ def run_demo(output: str | Path | None = None, config: RunConfig | None = None,
     return summary
 
 
-def adapter_card(name: str, config: RunConfig, summary: dict) -> str:
-    """The model card of a shipped adapter, with its measured rates on the held-out set."""
-    rows = [f"| {key} | {value} |" for key, value in flatten(summary)]
+def adapter_card(name: str, bundle: Bundle) -> str:
+    """The model card of a shipped adapter, its rates measured on the held-out test.
+
+    With injections at the end of the data, and elsewhere.
+    """
+    summaries = {
+        place: evaluation.summarize(evaluation.evaluate(
+            bundle, evaluation_items(bundle, position=place), progress=f"injections {words}"))
+        for place, words in PLACES.items()}
+    rows = [f"| {key} | {value} |" for key, value in flatten(summaries.pop("end"))]
+    rows += [f"| {key}, injections {PLACES[place]} | {value} |"
+             for place, found in summaries.items() for key, value in flatten({"asr": found["asr"]})]
     recipe_lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").strip()
     return "\n".join([
         f"# Adapter `{name}` of the embedded model", "",
         "LoRA by SecAlign's preference optimization (DPO on injected pairs), for `data/model` in",
         f"4-bit. Made again by `secalign-kit adapters {name}`. Licence: Apache-2.0.", "",
-        "## Measured on the held-out test, 95% Wilson intervals", "", "| measure | rate |",
-        "|---|---|", *rows, "", "## Recipe", "", "```yaml", recipe_lines, "```", "",
-        "## Limits", "", "Secure against the fixed attacks of this kit in a small generated world;",
-        "nothing is claimed about adaptive attacks or other models.", "",
+        "## Measured on the held-out test, 95% Wilson intervals", "",
+        "Injections stand at the end of the data where nothing else is said.", "",
+        "| measure | rate |", "|---|---|", *rows, "",
+        "## Recipe", "", "```yaml", recipe_lines, "```", "", "## Limits", "",
+        f"Trained on injections {PLACES[recipe(name).position]} of the data. The rates are of",
+        "fixed attacks in a small generated world; nothing is claimed about adaptive attacks or",
+        "other models.", "",
     ])
 
 
@@ -331,8 +344,6 @@ def make_adapter(name: str) -> Path:
         raise ValueError(f"no shipped adapter {name!r}; choose {', '.join(models.ADAPTERS)}")
     config = recipe(name)
     run = training.train(config, training_pairs(config), probe_pairs(config, "validation", 64))
-    items = evaluation_items(run.bundle)
-    records = evaluation.evaluate(run.bundle, items, progress="held-out test")
     target = models.ADAPTERS[name]
     target.mkdir(parents=True, exist_ok=True)
     weights, settings = "adapter_model.safetensors", "adapter_config.json"
@@ -342,5 +353,5 @@ def make_adapter(name: str) -> Path:
     described["base_model_name_or_path"] = "data/model"  # peft writes this machine's path
     described["target_modules"].sort()  # a set to peft, which writes it in any order
     training.write_json(target / settings, described)
-    write_text(target / "README.md", adapter_card(name, config, evaluation.summarize(records)))
+    write_text(target / "README.md", adapter_card(name, run.bundle))
     return target

@@ -254,7 +254,7 @@ def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:
     """An answer that is cut off would count as wrong, or as resistance."""
     for item in items:
         for text in (item.expected, item.witness if item.judge == "matches" else ""):
-            if len(text) >= limit:  # a token has one character at least, so most need no look
+            if len(text.encode()) >= limit:  # a token has a byte at least, so most need no look
                 length = len(bundle.tokenizer(text, add_special_tokens=False)["input_ids"])
                 if length >= limit:
                     raise ValueError(f"item {item.id!r} has an answer of {length} tokens and at "
@@ -280,6 +280,9 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     known = {record["key"]: record for record in stored}
     keys = [_key(item, settings) for item in items]
     open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
+    if not options.get("verdict_only"):  # before the first chunk is written
+        _refuse_longer(bundle, [item for _, item in open_],
+                       options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
     path.parent.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(open_), chunk):
         part = open_[start : start + chunk]

@@ -747,7 +747,9 @@ def trajectory(runs: Mapping[str, Sequence[Mapping]]) -> Figure:
                   markeredgecolor=INK, markeredgewidth=0.5, label=_drawable(name, 40))
         inner = (0, len(path) // 3, 2 * len(path) // 3) if name == first else ()
         for k in sorted({*inner, len(path) - 1}):
-            axes.annotate(f"step {steps[k]}", (x[k], y[k]), xytext=(6, 4), fontsize=8, color=INK,
+            last = k == len(path) - 1  # ends to the right, so that the paths' labels keep apart
+            axes.annotate(f"step {steps[k]}", (x[k], y[k]), xytext=(6, 4) if last else (-6, -10),
+                          ha="left" if last else "right", fontsize=8, color=INK,
                           textcoords="offset points")
     axes.margins(0.14)
     _dress(axes, "The way of the two answers", "mean log p(chosen) (nats per response)",

@@ -236,7 +236,7 @@ def test_a_prompts_hash_is_of_what_the_model_reads(toy):
 
 def test_items_without_an_answer_are_left_out(toy):
     rows = [Sample("Say it.", "a", "b", id="one"), Sample("Say it.", "c", " ", id="two"),
-            Sample("Say it.", " ", "d", id="three")]
+            Sample("Say it.", " ", "d", id="three"), Sample("Say it.", "e", "f", id="four")]
     items = demo.evaluation_items(toy, attacks=["naive"], targets=["payload"], samples=rows)
-    assert {i.id for i in items if i.attack == "none"} == {"one", "three"}
-    assert [i.id for i in items if i.attack == "naive"] == ["one"]
+    assert {i.id for i in items if i.attack == "none"} == {"one", "three", "four"}
+    assert [i.id for i in items if i.attack == "naive"] == ["one", "four"]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["samples", "injections", "pairs", "prompts", "preference", "shared_prefix", "training",
          "logprobs", "generation", "defenses", "evaluation", "figures", "report", "demo",
-         "study", "ledger", "widgets", "checks", "cli"]
+         "selection", "study", "ledger", "widgets", "checks", "cli"]
 ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -100,7 +100,7 @@ def test_shipped_files_name_no_path_of_a_machine():
 
 
 def test_no_weights_are_pickled_and_no_file_is_large():
-    made = {".git", ".venv", "runs", "build", "dist"}  # not part of the repository
+    made = {".git", ".venv", ".venv-colab", "runs", "build", "dist"}  # not part of the repository
     files = [p for top in ROOT.iterdir() if top.name not in made
              for p in [top, *top.rglob("*")] if p.is_file()]
     assert not [p for p in files if p.suffix in (".pt", ".bin", ".pkl", ".pth")]

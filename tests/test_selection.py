@@ -1,0 +1,40 @@
+"""The demo's recipe was chosen among candidates, on the validation split alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from secalign_kit import demo, selection
+
+
+def test_one_candidate_is_the_demos_recipe_and_all_can_be_made():
+    recipe = demo.recipe("demo")
+    made = {name: recipe.replace(**changes) for name, changes in selection.CANDIDATES.items()
+            if changes is not None}
+    assert [name for name, config in made.items() if config == recipe] == [
+        name for name in made if "(the demo's)" in name]
+    assert len({json.dumps(vars(config), default=str) for config in made.values()}) == len(made)
+
+
+def test_candidates_are_measured_without_the_held_out_test(tmp_path, monkeypatch):
+    shipped = demo.shipped_samples
+
+    def allowed(split):
+        assert split != "heldout"
+        return shipped(split)[:60] if split == "validation" else shipped(split)
+
+    monkeypatch.setattr(demo, "shipped_samples", allowed)
+    monkeypatch.setattr(selection, "CANDIDATES", {"insecure model": None, "a": {"batch_size": 16}})
+    found = selection.select(tmp_path, n=3, n_pairs=32)
+    assert list(found) == ["insecure model", "a"] and (tmp_path / "1" / "adapter").is_dir()
+    for rates in found.values():
+        assert rates["highest_asr"]["n"] == 3 and rates["clean_utility"]["n"] == 60
+        assert rates["right"][0]["value"] <= rates["right"][1]["value"]
+    assert selection.markdown(found).count("\n") == 4
+
+
+@pytest.mark.parametrize("line", selection.markdown(
+    json.loads(selection.SHIPPED.read_text())).splitlines())
+def test_the_readme_has_the_shipped_selection(line):
+    assert line in (Path(__file__).parents[1] / "README.md").read_text()
