@@ -29,10 +29,7 @@ def contender(tokenizer, batches, sorted_=True, bf16=None, attention="eager"):
     model.set_attn_implementation(attention)
     optimizers = pretrain.build_optimizers(CONFIG, model)
     bf16 = models.has_bf16("cpu") if bf16 is None else bf16
-    if not sorted_:
-        rows = list(itertools.chain(*batches))
-        random.Random(0).shuffle(rows)
-        batches = [rows[i : i + CONFIG.batch] for i in range(0, len(rows), CONFIG.batch)]
+    batches = batches if sorted_ else mixed(batches)
 
     def epoch():
         for rows in batches:
@@ -71,11 +68,15 @@ def pretraining(rounds: int) -> list[Result]:
                                  ("fp32 products", ""), ("scaled_dot_product_attention", ""))]
 
 
-def padding(batches) -> str:
-    """How much smaller sorting makes what is computed, padding included."""
+def mixed(batches) -> list:
+    """The same samples in batches that know nothing of length."""
     rows = list(itertools.chain(*batches))
     random.Random(0).shuffle(rows)
-    mixed = [rows[i : i + CONFIG.batch] for i in range(0, len(rows), CONFIG.batch)]
+    return [rows[i : i + CONFIG.batch] for i in range(0, len(rows), CONFIG.batch)]
+
+
+def padding(batches) -> str:
+    """How much smaller sorting makes what is computed, padding included."""
     cells = [sum(max(len(ids) for ids, _ in batch) * len(batch) for batch in some)
-             for some in (mixed, batches)]
+             for some in (mixed(batches), batches)]
     return f"{cells[0] / cells[1]:.2f}x by tokens"

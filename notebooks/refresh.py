@@ -21,7 +21,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?%?(?![\w])")
 QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 TOLERANCE = 0.15  # of a number: threads and processors round differently
 # and at least so many units, by the kind of number, on a like machine or on another
-LEAST = {True: {"%": 3.0, ".": 0.1, "": 3.0}, False: {"%": 6.0, ".": 0.5, "": 5.0}}
+LEAST = {True: {"%": 3.0, ".": 0.1, "": 3.0}, False: {"%": 5.0, ".": 0.5, "": 5.0}}
 
 
 def cleaned(notebook):

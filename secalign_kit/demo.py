@@ -218,15 +218,17 @@ def table_lines(summary: dict) -> list[str]:
     return lines
 
 
+def interval(rate: Rate) -> str:
+    """`99.8% [99.1, 100.0]`, for tables that have n in a column or a heading."""
+    return f"{rate.value:.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
 def markdown(summaries: Sequence[dict]) -> str:
     """The first summary as a Markdown table, with the secure models of the others beside it."""
     first, *others = summaries
 
     def row(name, n, before, after, more):
         return f"| {name} | {n} | {before} | {after} | {', '.join(more)} |"
-
-    def interval(rate: Rate) -> str:
-        return f"{rate.value:.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
     rows = ["| | n | insecure | secure | other seeds, secure |", "|---|---|---|---|---|"]
     for name, keys in _measures(first):

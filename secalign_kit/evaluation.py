@@ -34,7 +34,11 @@ class Rate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}] (n={self.n})"
+        return f"{self.interval()} (n={self.n})"
+
+    def interval(self) -> str:
+        """Without n, for places that say it once for several."""
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
 def rate(successes: int, n: int) -> Rate:

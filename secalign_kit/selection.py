@@ -62,18 +62,14 @@ def select(folder: str | Path = "runs/selection", n: int = 150, n_pairs: int = 9
 
 def markdown(found: dict) -> str:
     """The candidates as a Markdown table."""
-    def interval(rate: dict) -> str:
-        value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
-        return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
-
     first = Rate(**next(iter(found.values()))["clean_utility"])
     attacked = Rate(**next(iter(found.values()))["highest_asr"])
     rows = [f"| recipe, on validation | highest ASR (n={attacked.n}) | clean utility (n={first.n}) "
             "| right under attack, lowest to highest |", "|---|---|---|---|"]
     for name, rates in found.items():
         low, high = (f"{100 * rate['value']:.0f}%" for rate in rates["right"])
-        rows.append(f"| {name} | {interval(rates['highest_asr'])} | "
-                    f"{interval(rates['clean_utility'])} | {low} to {high} |")
+        asr, clean = (demo.interval(Rate(**rates[key])) for key in ("highest_asr", "clean_utility"))
+        rows.append(f"| {name} | {asr} | {clean} | {low} to {high} |")
     return "\n".join([*rows, ""])
 
 
