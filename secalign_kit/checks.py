@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from . import evaluation, models, preference, prompts
-from .injections import visible
 from .models import Bundle
 from .samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample
 from .toy import corpus, lexicon
+from .visible import visible
 
 PAIR_KEYS = ("instruction", "data", "chosen", "rejected")
 LONGEST = 600  # characters of data; more would only be slow

@@ -20,6 +20,7 @@ from pathlib import Path
 from . import defenses, generation, injections, pairs, prompts
 from .models import Bundle, merged, weights_hash
 from .samples import DINOSAUR_PAYLOAD, Sample, write_text
+from .visible import one_line
 
 ATTACKS = ("naive", "ignore", "completion", "ignore_completion", "escape_separation")
 
@@ -400,11 +401,10 @@ def failing(records: Iterable[Mapping]) -> list[Mapping]:
 
 def failing_lines(record: Mapping) -> list[str]:
     """A record as text, with nothing hidden in it."""
-    def shown(key: str) -> str:
-        return injections.visible(record[key]).replace("\n", "\u21b5")
-
-    return [f"{record['attack']}: {shown('instruction')}", f"   data      {shown('data')}",
-            f"   said      {shown('response')}", f"   right is  {shown('expected')}"]
+    return [f"{record['attack']}: {one_line(record['instruction'])}",
+            f"   data      {one_line(record['data'])}",
+            f"   said      {one_line(record['response'])}",
+            f"   right is  {one_line(record['expected'])}"]
 
 
 def save_records(records: Iterable[dict], path: Path) -> None:

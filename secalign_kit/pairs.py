@@ -21,8 +21,9 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value, load_from_disk
 
-from .injections import POSITIONS, escape_hostile, inject
+from .injections import POSITIONS, inject
 from .samples import SPLITS, Sample, write_text
+from .visible import escape_hostile
 
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 FEATURES = Features(

@@ -20,8 +20,10 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from .figures import PALETTE, field, visible
+from .figures import PALETTE
+from .figures.rates import field
 from .samples import write_text
+from .visible import one_line as visible
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
 LIMITS = (

@@ -30,9 +30,10 @@ from . import demo, evaluation, figures, injections, logprobs, models, preferenc
 from .defenses import DEFENSES
 from .evaluation import Rate
 from .figures import INK, PALETTE, PAPER
-from .injections import escape_hostile as escape
 from .models import Bundle
 from .samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample, shipped_samples
+from .visible import escape_hostile as escape
+from .visible import one_line
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LONGEST = 2000  # characters of one text field
@@ -181,12 +182,12 @@ def tokens_html(tokens: pd.DataFrame, selected: int = -1) -> str:
 
 def token_words(row) -> str:
     """One token as a sentence: its log-prob under both models (nats) and the difference."""
-    return (f"token {figures.visible(row.token)!r}: log p {_number(row.before)} insecure, "
+    return (f"token {one_line(row.token)!r}: log p {_number(row.before)} insecure, "
             f"{_number(row.after)} secure, difference {_number(row.difference, '+.2f')} nats")
 
 
 def _marked(token: str) -> str:
-    return figures.visible(token).replace(" ", "\u00b7") or "\u2205"
+    return one_line(token).replace(" ", "\u00b7") or "\u2205"
 
 
 def _number(value: float, form: str = ".2f") -> str:
@@ -690,7 +691,7 @@ def failing_label(record: Mapping) -> str:
     """One line for a list of failing items."""
     kind = "wrong" if record["attack"] == "none" else record["attack"].replace("_", "-")
     defense = record["defense"].replace("_", "-")
-    return figures.visible(f"{record['model']}, {defense}, {kind}: {record['instruction']}")
+    return one_line(f"{record['model']}, {defense}, {kind}: {record['instruction']}")
 
 
 def failing_html(record: Mapping) -> str:

@@ -3,7 +3,6 @@
 import io
 import math
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,6 +10,8 @@ import pytest
 from PIL import Image
 
 from secalign_kit import figures
+from secalign_kit.figures.diagram import _wrap
+from secalign_kit.figures.palette import looks as looks_of
 
 RATE = {"value": 0.75, "n": 40, "low": 0.6, "high": 0.86}
 SHIFT = {
@@ -122,17 +123,6 @@ def test_colours_are_distinct_and_never_alone():
     assert figures.MARKER["chosen"] != figures.MARKER["rejected"]
 
 
-def test_only_this_file_of_the_package_imports_matplotlib():
-    package = Path(figures.__file__).parent
-    importing = [
-        path.name
-        for path in package.rglob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.lstrip().startswith(("import matplotlib", "from matplotlib"))
-    ]
-    assert set(importing) == {"figures.py"}
-
-
 def test_diagram_shows_the_measured_numbers_and_answers():
     text = words(
         figures.diagram(
@@ -174,25 +164,9 @@ def test_hostile_text_is_drawn_as_text():
     opened(figures.asr_bars({"insecure": {"asr": {"$a_{$": RATE}}}))
 
 
-@pytest.mark.parametrize(
-    "text, shown",
-    [
-        ("a b\u00e9", "a b\u00e9"),
-        ("a\nb\t", "a\u21b5b\u21e5"),
-        ("\x00\x7f\x85", "[U+0000][U+007F][U+0085]"),
-        ("\u202e\u2066\u200b\ufeff\u00ad", "[U+202E][U+2066][U+200B][U+FEFF][U+00AD]"),
-        ("\u00a0\u2028\ufe0f\U000e0041", "[U+00A0][U+2028][U+FE0F][U+E0041]"),
-        ("\ud800\u3164", "[U+D800][U+3164]"),
-    ],
-)
-def test_visible_hides_nothing(text, shown):
-    assert figures.visible(text) == shown
-    assert figures.visible(shown) == shown
-
-
 def test_wrapped_lines_fit_and_lose_nothing():
     runs = [("one two three ", "data"), ("x" * 25 + " y  z", "injection")]
-    lines = figures._wrap(runs, 10)
+    lines = _wrap(runs, 10)
     assert all(c + len(t.rstrip()) <= 10 for line in lines for c, t, _ in line)
     assert "".join(t for line in lines for _, t, _ in line) == "".join(t for t, _ in runs)
 
@@ -331,7 +305,7 @@ def test_tradeoff_takes_plain_numbers_and_refuses_nothing_at_all():
 
 def test_models_and_curves_look_alike_everywhere_and_never_twice():
     names = ["insecure", "StruQ", "SecAlign", "SecAlign with more", "prompt: a", "clean utility"]
-    looks = figures._looks(names)
+    looks = looks_of(names)
     assert [looks[k]["color"] for k in (0, 2, 3, 5)] == [
         figures.PALETTE[role] for role in ("insecure", "secure", "secure", "instruction")]
     assert len({(look["marker"], look["fill"]) for look in looks}) == len(names)

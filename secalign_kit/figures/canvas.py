@@ -1,0 +1,91 @@
+"""What pictures share: text that can be drawn, axes in house style, and the way to a PNG."""
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..visible import one_line
+from .palette import FAINT, INK, PAPER
+
+FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib
+POINTS = 10  # size of the monospaced text in points
+COLUMN = 0.602 * POINTS / 72  # width of one character in inches
+ROW = 0.215  # height of one line of text in inches
+
+
+@lru_cache(maxsize=1)
+def _fonts():
+    return [font_manager.get_font(font_manager.findfont(name)) for name in FAMILY]
+
+
+def drawable(text: str, limit: int = 240) -> str:
+    """Visible, drawable and at most `limit` characters long."""
+    fonts, text = _fonts(), one_line(text)
+    text = text if len(text) <= limit else text[: limit - 1] + "\u2026"
+    drawn = {c for c in set(text) if any(font.get_char_index(ord(c)) for font in fonts)}
+    return "".join(c if c in drawn else f"[U+{ord(c):04X}]" for c in text)
+
+
+def png(fig: Figure, *below: Figure, dpi: int = 110) -> bytes:
+    """The figure, or several one under the other, as a small PNG.
+
+    It has 256 colours and no time stamp: equal figures give equal bytes.
+    """
+    parts = [_drawn(part, dpi) for part in (fig, *below)]
+    size = max(part.width for part in parts), sum(part.height for part in parts)
+    sheet = Image.new("RGB", size, PAPER)
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    small = io.BytesIO()
+    sheet.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def _drawn(fig: Figure, dpi: int) -> Image.Image:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
+    return Image.open(buffer).convert("RGB")
+
+
+def blank(width: float):
+    """A figure whose data units are inches, y growing downwards."""
+    fig = Figure(figsize=(width, 4), facecolor=PAPER)
+    axes = fig.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    return fig, axes
+
+
+def close(fig: Figure, axes, width: float, height: float) -> None:
+    fig.set_size_inches(width, height)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+
+
+def dress(axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=11, loc="left", weight="bold", color=INK)
+    axes.set_xlabel(x, fontsize=9.5)
+    axes.set_ylabel(y, fontsize=9.5)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(True, color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def legend_below(fig: Figure, panels: Sequence, columns: int) -> None:
+    """The legend of the panels under them, where it hides nothing; names stay text."""
+    pairs = [pair for axes in panels
+             for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    if not pairs:
+        return
+    handles, labels = zip(*pairs, strict=True)
+    legend = fig.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center",
+                        ncols=columns, handlelength=3)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
