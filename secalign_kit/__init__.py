@@ -19,8 +19,8 @@ The data's journey, which is also the order of the modules:
     ledger       the papers' claims, decided by a study
 
 Beside it: `visible` (hostile text, made visible), `models` (presets, 4-bit, adapters), `config`,
-`toy` (the embedded model's world), `demo` (the main job), `widgets`, `checks` (of the notebooks' exercises) and `cli`. Importing the
-package imports none of them.
+`toy` (the embedded model's world), `demo` (the main job), `widgets`, `checks` (of the notebooks'
+exercises) and `cli`. Importing the package imports none of them.
 """
 
 import logging
