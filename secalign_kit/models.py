@@ -9,7 +9,7 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ PRESETS = {
 ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "secalign_random")}
 """The shipped adapters of the embedded model."""
 
+PIECE = 2**26  # bytes that are copied from a device at once
+
 
 @dataclass
 class Bundle:
@@ -57,6 +59,7 @@ class Bundle:
     name: str
     four_bit: bool = False
     adapter: str | None = None
+    hashed: tuple = field(default=(None, None), repr=False, compare=False)  # by `weights_hash`
 
     @property
     def device(self) -> torch.device:
@@ -181,26 +184,57 @@ def lora(r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> LoraCo
 
 
 def weights_hash(bundle: Bundle) -> str:
-    """A hash of every weight, and of whether and how strongly the adapter counts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in bundle.model.named_parameters():
-        scales = getattr(getattr(parameter, "quant_state", None), "absmax", None)
-        for tensor in (parameter, *(() if scales is None else (scales,))):
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    """A hash of every weight, and of whether and how strongly the adapter counts.
+
+    The weights are copied from their device piece by piece, and only once for each state of the
+    bundle: a sum over every tensor's bits, taken where it lies, tells whether one has changed.
+    """
+    weights = [(f"{name} {tensor.dtype}", tensor.detach())
+               for name, parameter in bundle.model.named_parameters()
+               for tensor in (parameter, _scales(parameter)) if tensor is not None]
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
-    digest.update(repr([(layer.disable_adapters, layer.scaling) for layer in layers]).encode())
+    adapter = repr([(layer.disable_adapters, layer.scaling) for layer in layers])
+    sums = [_sum_of_bits(tensor) for _, tensor in weights]
+    state = torch.stack(sums).tolist()
+    if bundle.hashed[0] != state:
+        digest = hashlib.blake2b(digest_size=16)
+        for label, tensor in weights:
+            digest.update(label.encode())
+            for piece in tensor.contiguous().view(torch.uint8).flatten().split(PIECE):
+                digest.update(piece.cpu().numpy())
+        bundle.hashed = state, digest
+    digest = bundle.hashed[1].copy()
+    digest.update(adapter.encode())
     return digest.hexdigest()
+
+
+def _scales(parameter) -> torch.Tensor | None:
+    """What a 4-bit parameter's numbers are multiplied with."""
+    return getattr(getattr(parameter, "quant_state", None), "absmax", None)
+
+
+def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
+    bits = tensor.contiguous().view(torch.uint8).flatten()
+    wide = bits.view(torch.int64) if len(bits) % 8 == 0 else bits
+    return wide.sum(dtype=torch.int64)
 
 
 @contextlib.contextmanager
 def insecure(bundle: Bundle):
-    """Inside, the bundle is the model before preference optimization (adapter off)."""
+    """Inside, the bundle is the model before preference optimization (adapter off).
+
+    Which weights are to be trained stays as it was; peft alone would turn the adapter's on.
+    """
     if not isinstance(bundle.model, PeftModel):
         yield bundle
         return
-    with bundle.model.disable_adapter():
-        yield bundle
+    before = [(weight, weight.requires_grad) for weight in bundle.model.parameters()]
+    try:
+        with bundle.model.disable_adapter():
+            yield bundle
+    finally:
+        for weight, trained in before:
+            weight.requires_grad_(trained)
 
 
 @contextlib.contextmanager
@@ -216,8 +250,8 @@ def merged(bundle: Bundle):
         yield bundle
         return
     before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
-    bundle.model.merge_adapter()
     try:
+        bundle.model.merge_adapter()
         yield bundle
     finally:
         bundle.model.unmerge_adapter()

@@ -57,6 +57,44 @@ def test_strength_zero_is_insecure_one_is_secure_and_the_dial_returns(secured):
     assert torch.equal(logits(secured), full) and not torch.allclose(full, off)
 
 
+def test_switching_the_adapter_off_leaves_every_weight_as_trainable_as_it_was():
+    bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+
+    def trained():
+        return [name for name, p in bundle.model.named_parameters() if p.requires_grad]
+
+    assert trained() == []
+    with models.insecure(bundle):
+        logits(bundle)
+    assert trained() == []
+    next(p for n, p in bundle.model.named_parameters() if "lora_A" in n).requires_grad_(True)
+    one = trained()
+    with pytest.raises(KeyError), models.insecure(bundle):
+        raise KeyError
+    assert trained() == one and len(one) == 1
+    secure = logits(bundle)
+    with models.insecure(bundle):
+        assert not torch.equal(logits(bundle), secure)
+
+
+def test_the_hash_follows_every_change_and_reads_unchanged_weights_once(monkeypatch):
+    bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+    first, reads = models.weights_hash(bundle), []
+    monkeypatch.setattr(models.hashlib, "blake2b", lambda **k: reads.append(1))
+    assert models.weights_hash(bundle) == first and not reads
+    monkeypatch.undo()
+    with models.insecure(bundle):
+        assert models.weights_hash(bundle) != first
+    with models.strength(bundle, 0.5):
+        assert models.weights_hash(bundle) != first
+    with models.merged(bundle):
+        assert models.weights_hash(bundle) != first
+    assert models.weights_hash(bundle) == first
+    weight = next(bundle.model.parameters())
+    weight.data[0, 0] += 1e-4  # not seen by a counter of changes
+    assert models.weights_hash(bundle) != first
+
+
 def test_strength_without_adapter_is_refused(toy):
     with pytest.raises(ValueError, match="no adapter"), models.strength(toy, 0.5):
         pass
