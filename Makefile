@@ -72,7 +72,7 @@ summaries: $(STAMP)
 
 # make selection: the recipes that were tried on the validation split (a quarter of an hour)
 selection: $(STAMP)
-	$(BIN)/python -m secalign_kit.selection
+	$(BIN)/python -m secalign_kit.studies.selection
 
 # make bench: the tables of docs/performance.md, into runs/bench (an hour and a half)
 bench: $(STAMP)

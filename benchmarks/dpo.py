@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from secalign_kit import demo, models, prompts, training
-from secalign_kit.config import RunConfig
+from secalign_kit import models, prompts, training
+from secalign_kit.config import RunConfig, recipe
 
 from .measuring import Result, compare, peak_memory, ratio_by_round, take_turns, timed
 
@@ -32,14 +32,14 @@ SIZES = {  # of random Llamas, in the shapes of small published models
 
 
 def config_of(n_pairs: int, four_bit: bool, seed: int) -> RunConfig:
-    return demo.recipe("demo").replace(n_pairs=n_pairs, four_bit=four_bit, seed=seed, sft_weight=0.,
+    return recipe("demo").replace(n_pairs=n_pairs, four_bit=four_bit, seed=seed, sft_weight=0.,
                                        clean=0.0, save_steps=10**6)
 
 
 def ours(config: RunConfig, folder: Path) -> tuple[float, Dataset]:
     """Seconds from pairs to trained adapter, and the encoded pairs."""
     bundle = models.load("toy", four_bit=config.four_bit)
-    pairs = demo.training_pairs(config)
+    pairs = training.training_pairs(config)
 
     def job():
         rows = training.prepare(config, bundle, pairs, progress=False)
@@ -56,7 +56,7 @@ def theirs(config: RunConfig, folder: Path, tuned: bool) -> tuple[float, Dataset
     texts = Dataset.from_list([
         {"prompt": prompts.render(form, *prompts.messages_to_parts(pair["prompt"])),
          "chosen": pair["chosen"][0]["content"], "rejected": pair["rejected"][0]["content"]}
-        for pair in demo.training_pairs(config)
+        for pair in training.training_pairs(config)
     ])
     better = dict(gradient_checkpointing=False, bf16=False, precompute_ref_log_probs=True,
                   precompute_ref_batch_size=64, logging_strategy="no") if tuned else {}

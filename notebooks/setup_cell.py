@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore")
 warnings.filterwarnings("default", module="secalign_kit")  # what the kit itself has to say
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 kit = importlib.import_module("secalign_kit")  # first: it silences remarks of its requirements
+sys.path.append(os.path.join(kit.__path__[0], "_course"))  # checks.py, if it isn't here as well
 '''.strip()
 
 

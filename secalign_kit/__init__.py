@@ -1,26 +1,23 @@
 """SecAlign Kit: see an insecure instruct model become a secure one.
 
-The data's journey, which is also the order of the modules:
+The data's journey, which is also the order in which modules may import one another:
 
-    samples      instruction, data and the right answer
-    injections   a payload written into the data by an attack
-    pairs        prefer the answer to the instruction over the answer to the injection
-    prompts      delimiters, the front-end filter, and a role for every token
-    preference   response log-probs, the DPO loss and its relatives
-                 (shared_prefix: both responses of a pair in one sequence)
-    training     DPO with LoRA on a 4-bit model
-    logprobs     the shift of log p(chosen) and log p(rejected)
-    generation   greedy responses, shared and stopped early
-    defenses     what a prompt can say against injections
-    evaluation   attack success rate and utility
-    figures      pictures of all this
-    report       one page for a run
-    study        every variant with several seeds
-    ledger       the papers' claims, decided by a study
+    samples        instruction, data and the right answer
+    injections     a payload written into the data by an attack
+    pairs          prefer the answer to the instruction over the answer to the injection
+    prompts        delimiters, the front-end filter, and a role for every token
+    models         presets, 4-bit, adapters and their strength
+    preference     response log-probs, the DPO loss and its relatives
+    shared_prefix  both responses of a pair in one sequence
+    training       DPO with LoRA on a 4-bit model
+    logprobs       the shift of log p(chosen) and log p(rejected)
+    defenses       what a prompt can say against injections
+    evaluation     attack success rate and utility
+    figures        pictures of all this
+    studies        variants with several seeds, and the papers' claims decided by them
+    widgets        the explorer
 
-Beside it: `visible` (hostile text, made visible), `models` (presets, 4-bit, adapters), `config`,
-`toy` (the embedded model's world), `demo` (the main job), `widgets`, `checks` (of the notebooks'
-exercises) and `cli`. Importing the package imports none of them.
+The README draws the rest. Importing the package imports none of them.
 """
 
 import logging

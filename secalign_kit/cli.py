@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from .config import RunConfig
+from .config import RunConfig, recipe, recipes
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -29,12 +29,10 @@ def _config(arguments) -> RunConfig:
 
 def _named(name: str) -> RunConfig:
     """A YAML file, a recipe of `data/recipes`, or a variant of the study."""
-    from .demo import recipe, recipes
-
     if name.endswith((".yaml", ".yml")):
         return RunConfig.from_yaml(name)
     if name not in recipes():
-        from . import study
+        from .studies import study
 
         if name in study.VARIANTS:
             return study.config(name).replace(output=RunConfig().output)
@@ -43,25 +41,27 @@ def _named(name: str) -> RunConfig:
 
 def demo(arguments) -> None:
     from . import demo as job
+    from .studies import summaries
 
     config = _config(arguments)
     summary = job.run_demo(config=config, n=arguments.n)
-    print("\n".join(job.table_lines(summary)))
+    print("\n".join(summaries.table_lines(summary)))
     print(f"\ninsecure: {summary['diagram']['insecure']}")
     print(f"secure:   {summary['diagram']['secure']}")
     print(f"\n{summary['seconds']:.0f} s. Report: {Path(config.output) / 'report.html'}")
 
 
 def train(arguments) -> None:
-    from . import demo, pairs, training
+    from . import pairs, training
 
     config = _config(arguments)
     if config.output == RunConfig().output:
         config = config.replace(output=f"runs/{Path(arguments.config).stem}")
     bundle = training.base_model(config)
     dataset = (pairs.load_pairs(arguments.pairs) if arguments.pairs
-               else demo.training_pairs(config, bundle=bundle))
-    run = training.train(config, dataset, demo.probe_pairs(config, "validation", 64), bundle)
+               else training.training_pairs(config, bundle=bundle))
+    probe = training.probe_pairs(config, "validation", 64)
+    run = training.train(config, dataset, probe, bundle)
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
 
 
@@ -86,7 +86,7 @@ def _attacks(text: str) -> list:
 
 
 def evaluate(arguments) -> None:
-    from . import defenses, demo, evaluation, injections, models
+    from . import defenses, evaluation, injections, models
     from .samples import load_samples
 
     samples = load_samples(arguments.samples) if arguments.samples else None
@@ -94,9 +94,9 @@ def evaluate(arguments) -> None:
     bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
                          format=arguments.format)
-    items = demo.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
-                                  _attacks(arguments.attacks), arguments.targets.split(","),
-                                  arguments.judge, samples, witness)
+    items = evaluation.evaluation_items(
+        bundle, arguments.split, arguments.n, arguments.position, _attacks(arguments.attacks),
+        arguments.targets.split(","), arguments.judge, samples, witness)
     items = evaluation.shard(items, arguments.shard)
     wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
     names = wanted.split(",")
@@ -108,16 +108,16 @@ def evaluate(arguments) -> None:
                    if arguments.records else evaluation.evaluate(bundle, items, **options))
         if len(names) > 1:
             print(f"\ndefense: {name}")
-        for key, value in demo.flatten(evaluation.summarize(records)):
+        for key, value in evaluation.flatten(evaluation.summarize(records)):
             print(f"{key:40} {value}")
         for record in evaluation.failing(records)[: arguments.failing]:
             print("\n" + "\n".join(evaluation.failing_lines(record)))
 
 
 def ledger(arguments) -> None:
-    from . import ledger as book
-    from . import study
     from .samples import write_text
+    from .studies import ledger as book
+    from .studies import study
 
     folder = Path(arguments.folder)
     if not arguments.shipped:
@@ -157,10 +157,10 @@ def doctor(arguments) -> None:
 
 
 def adapters(arguments) -> None:
-    from . import demo
+    from .studies import cards
 
     for name in arguments.names:
-        print(f"{name}: {demo.make_adapter(name)}")
+        print(f"{name}: {cards.make_adapter(name)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -245,7 +245,3 @@ def main(argv: list[str] | None = None) -> int:
         print("secalign-kit: stopped; run the same command to go on", file=sys.stderr)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

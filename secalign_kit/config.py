@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from .samples import write_text
+from .samples import DATA, write_text
 
+RECIPES = DATA / "recipes"
 LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -105,6 +106,19 @@ class RunConfig:
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds no mapping; write lines like `beta: 0.1`")
         return RunConfig().replace(**{str(k): v for k, v in values.items()})
+
+
+def recipe(name: str) -> RunConfig:
+    """A shipped recipe of `data/recipes`, such as `demo`. Raises ValueError for others."""
+    if name not in recipes():
+        raise ValueError(f"no recipe {name!r}; choose one of {', '.join(recipes())} or pass a YAML "
+                         "file")
+    return RunConfig.from_yaml(RECIPES / f"{name}.yaml")
+
+
+def recipes() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 _TYPES = {field.name: type(field.default) for field in fields(RunConfig)}

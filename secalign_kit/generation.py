@@ -9,15 +9,17 @@ The texts are those of one-by-one greedy decoding; rounding may turn a near-tie 
 (`benchmarks/` counts such mismatches). Limits: greedy only; one process; a full cache per batch.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from . import shared_prefix
-from .models import Bundle
+from .models import Bundle, insecure
+from .prompts import encode
+from .samples import Sample
 
 MAX_NEW_TOKENS = 48  # the embedded model's answers are shorter
 COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
@@ -60,6 +62,22 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
         bar.update(len(rows))
     bar.close()
     return responses
+
+
+def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
+                max_new_tokens: int = 192) -> list[Sample]:
+    """The samples with the insecure model's own answers (Meta SecAlign, section 3; here greedy).
+
+    An answer that does not end within `max_new_tokens` becomes empty, and pairs are made without
+    it: none may teach to stop in mid-sentence.
+    """
+    samples = list(samples)
+    asked = [encode(bundle.tokenizer, bundle.format, s.instruction, s.data).ids for s in samples]
+    with insecure(bundle):
+        answers = greedy(bundle, asked, max_new_tokens, progress=progress)
+    texts = bundle.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return [replace(sample, answer=text.strip() if len(ids) < max_new_tokens else "")
+            for sample, ids, text in zip(samples, answers, texts, strict=True)]
 
 
 def _groups(prompts, keys, batch_size: int) -> list[Group]:

@@ -103,3 +103,22 @@ def token_table(bundle: Bundle, instruction: str, data: str, chosen: str,
     })
     table.insert(1, "position", table.groupby("response").cumcount())
     return table.assign(difference=table["after"] - table["before"])
+
+
+def measure_diagram(bundle: Bundle, item, insecure: str, secure: str) -> dict:
+    """What `figures.diagram` draws of an attacked item (`evaluation.Item`).
+
+    Its two responses' log-probs before and after (summed nats, and token by token), and what the
+    insecure and the secure model answered.
+    """
+    table = token_table(bundle, item.instruction, item.data, item.expected, item.witness)
+    sums = table.groupby("response")[["before", "after"]].sum()
+    return {
+        "instruction": item.instruction,
+        "data": f"{item.data[: item.start]}{item.data[item.end :]}".strip(),
+        "injection": item.data[item.start : item.end],
+        "chosen": item.expected, "rejected": item.witness,
+        **{f"{side}_{when}": float(sums.loc[side, when])
+           for side in ("chosen", "rejected") for when in ("before", "after")},
+        "insecure_answer": insecure, "secure_answer": secure, "tokens": table,
+    }

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value, load_from_disk
 
+from . import markdown
 from .injections import POSITIONS, inject
 from .samples import SPLITS, Sample, write_text
 from .visible import escape_hostile
@@ -159,26 +160,25 @@ def card(
     """
     statistics = pair_statistics(dataset)
     lengths = statistics["mean_characters"]
-    return "\n".join([
-        "---", "tags:", "- preference", "- prompt-injection", "- dpo", "---", "",
-        f"# {escape_hostile(title)}", "",
-        "Each row prefers the answer to the instruction (`chosen`) over the answer to a request",
-        "that stands in the data (`rejected`). Construction: SecAlign (CCS 2025), Algorithm 1.", "",
-        f"- Source of the samples: {escape_hostile(source)}",
-        f"- Licence: {escape_hostile(licence)}",
-        f"- Pairs: {statistics['n']}, of which {statistics['without_data']} without data",
-        f"- Distinct hosts: {statistics['hosts']}, distinct payloads: {statistics['payloads']}",
-        "- Mean characters: " + ", ".join(f"{k} {v:.0f}" for k, v in lengths.items()), "",
-        *_table("attack", statistics["attacks"]), *_table("position", statistics["positions"]),
-        *_table("host family", statistics["host_families"]),
-        "## Columns", "",
-        *(f"- `{name}`" for name in FEATURES), "",
+    return markdown.card(
+        escape_hostile(title),
+        "Each row prefers the answer to the instruction (`chosen`) over the answer to a request\n"
+        "that stands in the data (`rejected`). Construction: SecAlign (CCS 2025), Algorithm 1.",
+        f"- Source of the samples: {escape_hostile(source)}\n"
+        f"- Licence: {escape_hostile(licence)}\n"
+        f"- Pairs: {statistics['n']}, of which {statistics['without_data']} without data\n"
+        f"- Distinct hosts: {statistics['hosts']}, distinct payloads: {statistics['payloads']}\n"
+        "- Mean characters: " + ", ".join(f"{k} {v:.0f}" for k, v in lengths.items()),
+        _counted("attack", statistics["attacks"]), _counted("position", statistics["positions"]),
+        _counted("host family", statistics["host_families"]),
+        "## Columns", "\n".join(f"- `{name}`" for name in FEATURES),
         "`injection_start` and `injection_end` count characters of the data; -1 without injection.",
-        "", *_example(dataset),
-        "## Limits", "",
-        "Rejected answers are right answers to the payload; they are rejected because the payload",
-        "stands in the data. That they do not also answer the instruction is not checked.", "",
-    ])
+        *_example(dataset),
+        "## Limits",
+        "Rejected answers are right answers to the payload; they are rejected because the payload\n"
+        "stands in the data. That they do not also answer the instruction is not checked.",
+        tags=("preference", "prompt-injection", "dpo"),
+    )
 
 
 def _cycle(samples: list[Sample], rng: random.Random) -> Iterator[Sample]:
@@ -251,11 +251,9 @@ def _replaceable(folder: Path) -> bool:
     )
 
 
-def _table(name: str, counts: dict[str, int]) -> list[str]:
-    cells = {key.replace("\n", " "): count for key, count in counts.items()}
-    rows = (f"| {escape_hostile(key).replace('|', '&#124;') or '-'} | {count} |"
-            for key, count in cells.items())
-    return [f"| {name} | pairs |", "|---|---|", *rows, ""]
+def _counted(name: str, counts: dict[str, int]) -> str:
+    return markdown.table((name, "pairs"), ((escape_hostile(key.replace("\n", " ")) or "-", count)
+                                            for key, count in counts.items()))
 
 
 def _example(dataset: Sequence[dict]) -> list[str]:
@@ -266,4 +264,4 @@ def _example(dataset: Sequence[dict]) -> list[str]:
              {"role": "rejected", "content": row["rejected"][0]["content"]}]
     text = "\n".join(f"{message['role']}: {message['content']}" for message in shown)
     # <pre> and not a fence: escaped text cannot close it, blank lines do not end it
-    return ["## The first pair", "", f"<pre>{escape_hostile(text)}</pre>", ""]
+    return ["## The first pair", f"<pre>{escape_hostile(text)}</pre>"]

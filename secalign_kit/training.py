@@ -41,11 +41,11 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-from . import models, pairs, preference, prompts, shared_prefix
+from . import generation, models, pairs, preference, prompts, shared_prefix
 from .config import RunConfig
 from .models import Bundle
 from .preference import PairScores, dpo_loss
-from .samples import write_text
+from .samples import Sample, shipped_samples, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 
@@ -477,6 +477,29 @@ def last_checkpoint(folder: Path) -> str | None:
 def base_model(config: RunConfig) -> Bundle:
     """The model that a run starts from."""
     return models.load(config.model, four_bit=config.four_bit, format=config.format or None)
+
+
+def training_pairs(config: RunConfig, n: int | None = None, split: str = "train", seed: int = 0,
+                   bundle: Bundle | None = None,
+                   samples: Sequence[Sample] | None = None) -> Dataset:
+    """Preference pairs of a split, made as the config says; `n` overrides their number.
+
+    `bundle` is asked for its own answers if the config says `responses: self`; `samples`, if given,
+    are taken as they are.
+    """
+    if samples is None and config.responses == "self":
+        bundle = bundle or base_model(config)
+        samples = generation.own_answers(bundle, shipped_samples(split), "own answers")
+    return pairs.pairs_dataset(
+        shipped_samples(split) if samples is None else samples, seed=config.seed + seed,
+        n=config.n_pairs if n is None else n,
+        naive=config.naive, position=config.position, clean=config.clean,
+    )
+
+
+def probe_pairs(config: RunConfig, split: str, n: int) -> Dataset:
+    """Injected pairs (none clean) of a split that training does not use."""
+    return pairs.pairs_dataset(shipped_samples(split), seed=1, n=n, naive=config.naive, split=split)
 
 
 def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | None = None,

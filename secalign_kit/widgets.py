@@ -26,7 +26,8 @@ import ipywidgets
 import pandas as pd
 from IPython.display import clear_output, display
 
-from . import demo, evaluation, figures, injections, logprobs, models, preference, prompts, training
+from . import evaluation, figures, injections, logprobs, models, preference, prompts, training
+from .config import recipe
 from .defenses import DEFENSES
 from .evaluation import Rate
 from .figures import INK, PALETTE, PAPER
@@ -445,7 +446,7 @@ def token_lens(bundle: Bundle) -> View:
     Parts: instruction, data, chosen, rejected, response, token (slider), tokens, detail, message,
     progress.
     """
-    item = demo.diagram_item()
+    item = evaluation.diagram_item()
     parts = SimpleNamespace(
         instruction=_field("instruction", item.instruction), data=_field("data", item.data),
         chosen=_field("chosen", item.expected), rejected=_field("rejected", item.witness),
@@ -512,7 +513,7 @@ def measure_strengths(bundle: Bundle, n: int = 20, strengths: Sequence[float] = 
     The margin's reference is strength 0, the insecure model. Raises ValueError for n < 1.
     """
     items = _items(bundle, evaluation.ATTACKS, n)
-    rows = training.encode_pairs(bundle, demo.probe_pairs(demo.recipe("demo"), "heldout", n), 512)
+    rows = training.encode_pairs(bundle, training.probe_pairs(recipe("demo"), "heldout", n), 512)
     with models.strength(bundle, 0.0):
         reference = training.score_pairs(bundle, rows)
     points = []
@@ -605,7 +606,7 @@ def adapter_dial(bundle: Bundle, points: Sequence[Point] | None = None) -> View:
     button measures. Parts: strength, attack, samples, measure (button), prompt, live, sets,
     message, progress.
     """
-    item = demo.diagram_item()
+    item = evaluation.diagram_item()
     parts = SimpleNamespace(
         strength=_wide(ipywidgets.FloatSlider, "strength", value=1.0, min=0.0, max=1.5, step=0.05,
                        continuous_update=False),

@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import checks
 import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
 
-from secalign_kit import checks, evaluation, prompts
+from secalign_kit import evaluation, prompts
 from secalign_kit.samples import DINOSAUR_HOST
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"

@@ -1,11 +1,14 @@
 """The command line says what was wrong in one sentence, and its help needs no torch."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from secalign_kit import cli, defenses, demo, evaluation, injections, ledger
-from secalign_kit.config import RunConfig
+from secalign_kit import cli, defenses, evaluation, injections
+from secalign_kit.config import RunConfig, recipe
+from secalign_kit.studies import ledger
 
 
 @pytest.mark.parametrize("arguments", [
@@ -102,13 +105,22 @@ def test_a_witness_that_cannot_be_asked_for_is_refused(words):
 
 def test_a_variant_of_the_ledger_is_a_configuration():
     assert cli._named("orpo").loss == "orpo" and cli._named("orpo").output == RunConfig().output
-    assert cli._named("struq") == demo.recipe("struq")  # of two with this name, the recipe
+    assert cli._named("struq") == recipe("struq")  # of two with this name, the recipe
 
 
 def test_the_shipped_ledger_is_printed_without_a_run(capsys):
     assert cli.main(["ledger", "--shipped"]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text, _ in ledger.CLAIMS.values())
+
+
+def test_the_package_can_be_run_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "secalign_kit", "--help"], text=True,
+                          capture_output=True, check=True)
+    assert done.stdout == cli._parser().format_help()
+    done = subprocess.run([sys.executable, "-m", "secalign_kit", "adapters", "nope"], text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and done.stderr.startswith("secalign-kit: no shipped adapter")
 
 
 def test_the_doctor_names_versions_device_and_precision(capsys):

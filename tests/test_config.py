@@ -2,8 +2,7 @@
 
 import pytest
 
-from secalign_kit.config import RunConfig
-from secalign_kit.samples import DATA
+from secalign_kit.config import RunConfig, recipe, recipes
 
 
 def test_yaml_gives_the_same_configuration_back(tmp_path):
@@ -13,10 +12,13 @@ def test_yaml_gives_the_same_configuration_back(tmp_path):
 
 
 def test_every_shipped_recipe_is_valid():
-    recipes = sorted((DATA / "recipes").glob("*.yaml"))
-    assert {p.stem for p in recipes} == {"demo", "secalign", "secalign_random", "struq"}
-    for path in recipes:
-        assert RunConfig.from_yaml(path).model == "toy"
+    assert recipes() == ["demo", "secalign", "secalign_random", "struq"]
+    assert all(recipe(name).model == "toy" for name in recipes())
+
+
+def test_an_unknown_recipe_is_refused_with_the_names():
+    with pytest.raises(ValueError, match="secalign_random"):
+        recipe("nope")
 
 
 def test_text_from_the_command_line_takes_the_fields_type():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from secalign_kit import demo, evaluation
+from secalign_kit import evaluation
 from secalign_kit.evaluation import Item, obeyed, rate, summarize
 from secalign_kit.samples import Sample
 
@@ -239,6 +239,6 @@ def test_a_prompts_hash_is_of_what_the_model_reads(toy):
 def test_items_without_an_answer_are_left_out(toy):
     rows = [Sample("Say it.", "a", "b", id="one"), Sample("Say it.", "c", " ", id="two"),
             Sample("Say it.", " ", "d", id="three"), Sample("Say it.", "e", "f", id="four")]
-    items = demo.evaluation_items(toy, attacks=["naive"], targets=["payload"], samples=rows)
+    items = evaluation.evaluation_items(toy, attacks=["naive"], targets=["payload"], samples=rows)
     assert {i.id for i in items if i.attack == "none"} == {"one", "three", "four"}
     assert [i.id for i in items if i.attack == "naive"] == ["one", "four"]

@@ -71,3 +71,11 @@ def test_verdicts_decided_early_are_the_verdicts_of_the_whole_response(toy, item
         assert one["response"].startswith(other["response"])
         assert other["right"] == (None if other["witness"] else one["right"])
     assert sum(len(r["response"]) for r in early) < sum(len(r["response"]) for r in whole)
+
+
+def test_own_answers_that_do_not_end_are_emptied(toy):
+    texts = [s for s in samples.shipped_samples("validation") if len(s.answer) > 20][:3]
+    whole = generation.own_answers(toy, texts)
+    assert all(own.answer for own in whole)
+    cut = generation.own_answers(toy, texts, max_new_tokens=3)
+    assert [own.answer for own in cut] == [""] * 3

@@ -1,6 +1,7 @@
 """The house rules: one source of versions, imports that flow one way, one home per library."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import secalign_kit
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
-RIVER = ["visible", "samples", "injections", "pairs", "prompts", "preference", "shared_prefix",
-         "training", "logprobs", "generation", "defenses", "evaluation", "figures", "report",
-         "demo", "selection", "study", "ledger", "widgets", "checks", "cli"]
-ANYWHERE = {"config", "models"}  # beside the river; models itself needs prompts
+RIVER = ["visible", "markdown", "samples", "config", "injections", "pairs", "prompts", "models",
+         "preference", "shared_prefix", "generation", "training", "logprobs", "defenses",
+         "evaluation", "figures", "report", "demo", "studies", "toy", "widgets", "cli", "__main__"]
+STORY = re.findall(r"^    (\w+)  +\w", secalign_kit.__doc__, re.M)  # as the kit tells it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -28,7 +31,7 @@ def imports(path: Path) -> set[str]:
     """Top-level names of absolute imports, and `.name` for modules of the kit outside the room."""
     inside = len(path.relative_to(PACKAGE).parts)  # so many dots lead to the kit
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -39,18 +42,60 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def read_by(notebook: Path) -> set[str]:
+    """`.name` for every module of the kit that a notebook imports."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    nodes = [node for cell in cells if cell["cell_type"] == "code"
+             for node in ast.walk(ast.parse("".join(cell["source"])))
+             if isinstance(node, ast.ImportFrom)]
+    found = set()
+    for module, names in ((node.module.split("."), node.names) for node in nodes):
+        if module[0] == "secalign_kit":
+            found |= {f".{name}" for name in (module[1:2] or [alias.name for alias in names])}
+    return found
+
+
+NOTEBOOKS = {path.stem: read_by(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+
+
 @pytest.mark.parametrize("name", RIVER)
 def test_a_stage_imports_only_what_stands_upstream(name):
-    upstream = set(RIVER[: RIVER.index(name)]) | ANYWHERE
-    if name == "checks":  # the exercises take place in the embedded model's world
-        upstream |= {"toy"}
+    upstream = set(RIVER[: RIVER.index(name)])
     files = [path for path in MODULES if room(path) == name]
     own = {i[1:] for path in files for i in imports(path) if i.startswith(".")}
     assert files and own <= upstream, own - upstream
 
 
 def test_every_module_has_its_place():
-    assert {room(path) for path in MODULES} - {"__init__", "toy"} == set(RIVER) | ANYWHERE
+    assert {room(path) for path in MODULES} - {"__init__"} == set(RIVER)
+
+
+@pytest.mark.parametrize("name", STORY)
+def test_a_notebook_shows_each_stage_of_the_story(name):
+    assert any(f".{name}" in found for found in NOTEBOOKS.values())
+
+
+def test_the_story_flows_as_the_imports_do():
+    assert len(STORY) >= 12 and STORY == [name for name in RIVER if name in STORY]
+
+
+def test_no_notebook_borrows_from_a_command():
+    commands = {f".{name}" for name in ("demo", "report", "cli", "__main__")}
+    assert not {name: found & commands for name, found in NOTEBOOKS.items() if found & commands}
+
+
+def test_every_module_has_a_test():
+    modules = {room(path) for path in MODULES}
+    modules |= {path.stem for path in MODULES if room(path) == "studies"}
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert modules - tested == {"__init__", "__main__", "studies"}
+
+
+def test_the_readme_draws_every_module_once():
+    tree = (ROOT / "README.md").read_text().partition("```\nsecalign_kit/\n")[2].partition("```")[0]
+    drawn = re.findall(r"^ {2,4}(\w+)(?:\.py|/) ", tree, re.M)
+    inside = {path.stem for path in MODULES if room(path) in ("studies", "toy")}
+    assert sorted(drawn) == sorted((set(RIVER) | inside) - {"__init__"})
 
 
 @pytest.mark.parametrize(("library", "home"), [
@@ -97,7 +142,7 @@ def test_the_wheel_lists_every_package_and_data_folder():
             if "_data" not in p.parts}
     data = {".".join(("secalign_kit", "_data", *p.relative_to(ROOT / "data").parts))
             for p in [ROOT / "data", *(ROOT / "data").rglob("*")] if p.is_dir()}
-    assert listed == code | data
+    assert listed == code | data | {"secalign_kit._course"}
 
 
 def test_shipped_files_name_no_path_of_a_machine():

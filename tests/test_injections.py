@@ -67,7 +67,7 @@ def test_no_training_phrase_says_a_witness():
 
 @settings(max_examples=60, deadline=None)
 @given(data=filled, instruction=filled, attack=st.sampled_from(PLAIN),
-       position=st.sampled_from(POSITIONS), seed=st.integers(0, 9))
+       position=st.sampled_from(list(POSITIONS)), seed=st.integers(0, 9))
 def test_without_the_span_only_the_host_is_left(data, instruction, attack, position, seed):
     host = Sample("Read.", data, "yes")
     got = inject(host, Sample(instruction), attack, rng=random.Random(seed), position=position)

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from secalign_kit import ledger, study
 from secalign_kit.evaluation import rate
-from secalign_kit.ledger import CLAIMS, VERDICTS, Evidence
+from secalign_kit.studies import ledger, study
+from secalign_kit.studies.ledger import CLAIMS, VERDICTS, Evidence
 
 N = 200
 LOW = {"secalign", "secalign_kit", "secalign_20", "secalign_20_as_long", "secalign_half_rate",

@@ -2,12 +2,12 @@
 
 import pytest
 
-from secalign_kit import demo, logprobs, training
+from secalign_kit import logprobs, training
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
 
 def test_token_differences_sum_to_the_response_shift(secured, tiny_config):
-    dataset = demo.probe_pairs(tiny_config, "validation", 6)
+    dataset = training.probe_pairs(tiny_config, "validation", 6)
     table = logprobs.shift_table(secured, dataset)
     assert len(table) == 6 and (table[["chosen_before", "rejected_after"]] <= 0).all().all()
     first = dataset[0]
@@ -33,7 +33,7 @@ def test_the_diagram_in_numbers_the_preference_turns(secured):
 
 
 def test_scores_from_the_prompts_cache_are_those_of_whole_sequences(toy, tiny_config):
-    rows = training.encode_pairs(toy, demo.probe_pairs(tiny_config, "validation", 9), 512)
+    rows = training.encode_pairs(toy, training.probe_pairs(tiny_config, "validation", 9), 512)
     prompts = [row["prompt_ids"] for row in rows]
     responses = [[row["chosen_ids"], row["rejected_ids"], row["chosen_ids"]] for row in rows]
     responses[4] = responses[4][:1]

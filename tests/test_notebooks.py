@@ -12,17 +12,11 @@ from types import ModuleType
 
 import nbformat
 import pytest
+import refresh
+import setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
-def script(name):
-    """A module of the notebooks folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "notebooks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -71,7 +65,7 @@ def test_a_prediction_is_asked_before_code_and_explained_behind_it(notebook):
 
 
 def test_the_setup_cell_is_the_same_everywhere(notebook):
-    assert code_cells(notebook)[0].source == script("setup_cell").CELL
+    assert code_cells(notebook)[0].source == setup_cell.CELL
 
 
 def test_nothing_but_the_setup_cell_knows_of_colab_or_pip(notebook):
@@ -110,7 +104,6 @@ def test_lab_opens_the_start_page_rendered():
     ("said 'fig'", "said 'harp, fig'", ""),
 ])
 def test_on_a_like_machine_words_count_and_numbers_are_close(old, new, change):
-    refresh = script("refresh")
     assert refresh._change(old, new, alike=True) == change
     number = change if "." in change else ""  # words are not compared there
     assert refresh._change(old, new, alike=False) == number
@@ -119,10 +112,11 @@ def test_on_a_like_machine_words_count_and_numbers_are_close(old, new, change):
 def test_the_setup_cell_installs_the_newest_wheel_on_colab(tmp_path, monkeypatch):
     commands = []
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the cell adds to it
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
-    cell = script("setup_cell").CELL
+    cell = setup_cell.CELL
     with pytest.raises(AssertionError, match="Upload the wheel"):
         exec(cell, {})
     for age, name in ((9, "secalign_kit-0.1.0-py3-none-any.whl"), (1, "secalign_kit-0.0.9-x.whl")):
@@ -134,7 +128,7 @@ def test_the_setup_cell_installs_the_newest_wheel_on_colab(tmp_path, monkeypatch
 
 
 def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):
-    refresh, path = script("refresh"), NOTEBOOKS[0]
+    path = NOTEBOOKS[0]
     assert refresh.differences(path, path) == []
     notebook = nbformat.read(path, as_version=4)
     cell = next(c for c in reversed(code_cells(notebook)) if "n=" in json.dumps(c.outputs))

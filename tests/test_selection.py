@@ -5,26 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from secalign_kit import demo, selection
+from secalign_kit import evaluation, training
+from secalign_kit.config import recipe
+from secalign_kit.samples import shipped_samples
+from secalign_kit.studies import selection
 
 
 def test_one_candidate_is_the_demos_recipe_and_all_can_be_made():
-    recipe = demo.recipe("demo")
-    made = {name: recipe.replace(**changes) for name, changes in selection.CANDIDATES.items()
+    chosen = recipe("demo")
+    made = {name: chosen.replace(**changes) for name, changes in selection.CANDIDATES.items()
             if changes is not None}
-    assert [name for name, config in made.items() if config == recipe] == [
+    assert [name for name, config in made.items() if config == chosen] == [
         name for name in made if "(the demo's)" in name]
     assert len({json.dumps(vars(config), default=str) for config in made.values()}) == len(made)
 
 
 def test_candidates_are_measured_without_the_held_out_test(tmp_path, monkeypatch):
-    shipped = demo.shipped_samples
-
     def allowed(split):
         assert split != "heldout"
-        return shipped(split)[:60] if split == "validation" else shipped(split)
+        return shipped_samples(split)[: 60 if split == "validation" else None]
 
-    monkeypatch.setattr(demo, "shipped_samples", allowed)
+    for module in (evaluation, training):
+        monkeypatch.setattr(module, "shipped_samples", allowed)
     monkeypatch.setattr(selection, "CANDIDATES", {"insecure model": None, "a": {"batch_size": 16}})
     found = selection.select(tmp_path, n=3, n_pairs=32)
     assert list(found) == ["insecure model", "a"] and (tmp_path / "1" / "adapter").is_dir()

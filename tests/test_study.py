@@ -5,9 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from secalign_kit import injections, study
+from secalign_kit import injections
 from secalign_kit.config import RunConfig
 from secalign_kit.samples import DATA, shipped_samples
+from secalign_kit.studies import study
 
 
 def test_variants_differ_from_the_base_in_what_they_say():

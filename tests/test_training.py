@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from secalign_kit import demo, models, training
+from secalign_kit import models, training
 from secalign_kit.config import RunConfig
 from secalign_kit.training import SharedPrefixDPOTrainer
 
 
 def test_a_run_leaves_adapter_log_pairs_and_config(tiny_config):
-    pairs = demo.training_pairs(tiny_config)
-    run = training.train(tiny_config, pairs, demo.probe_pairs(tiny_config, "validation", 8))
+    pairs = training.training_pairs(tiny_config)
+    run = training.train(tiny_config, pairs, training.probe_pairs(tiny_config, "validation", 8))
     files = {p.name for p in run.folder.iterdir()}
     assert {"config.yaml", "pairs", "metrics.jsonl", "versions.json", "adapter"} <= files
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
@@ -29,7 +29,7 @@ def test_a_run_leaves_adapter_log_pairs_and_config(tiny_config):
 
 def test_a_killed_run_goes_on_and_ends_where_an_unbroken_one_ends(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, n_pairs=32, save_steps=2)
-    pairs, probe = demo.training_pairs(config), demo.probe_pairs(config, "validation", 8)
+    pairs, probe = training.training_pairs(config), training.probe_pairs(config, "validation", 8)
     whole = training.train(dataclasses.replace(config, output=str(tmp_path / "whole")), pairs,
                            probe)
 
@@ -48,8 +48,8 @@ def test_a_killed_run_goes_on_and_ends_where_an_unbroken_one_ends(tiny_config, t
 
 
 def test_another_configuration_does_not_mix_into_a_run(tiny_config):
-    pairs = demo.training_pairs(tiny_config)
-    probe = demo.probe_pairs(tiny_config, "validation", 4)
+    pairs = training.training_pairs(tiny_config)
+    probe = training.probe_pairs(tiny_config, "validation", 4)
     training.train(tiny_config, pairs, probe)
     with pytest.raises(ValueError, match="another configuration"):
         training.train(dataclasses.replace(tiny_config, beta=0.2), pairs, probe)
@@ -58,13 +58,13 @@ def test_another_configuration_does_not_mix_into_a_run(tiny_config):
 def test_a_refused_run_leaves_nothing_behind(tiny_config):
     config = dataclasses.replace(tiny_config, max_length=5)
     with pytest.raises(ValueError, match="longer than max_length"):
-        training.train(config, demo.training_pairs(config), demo.training_pairs(config))
+        training.train(config, training.training_pairs(config), training.training_pairs(config))
     assert not training.Path(config.output).exists()
 
 
 def test_pairs_that_do_not_fit_are_refused_by_row_not_cut(toy, tiny_config):
     with pytest.raises(ValueError, match="row 0.*none is cut"):
-        training.encode_pairs(toy, demo.training_pairs(tiny_config), max_length=5)
+        training.encode_pairs(toy, training.training_pairs(tiny_config), max_length=5)
 
 
 @pytest.mark.filterwarnings("ignore:prefixes are not shared")
@@ -74,7 +74,7 @@ def test_step_one_loss_and_gradients_equal_trls(tiny_config, tmp_path):
     for shared in (True, False):
         config = dataclasses.replace(tiny_config, four_bit=False, shared_prefix=shared)
         bundle = models.load("toy", four_bit=False)
-        rows = training.prepare(config, bundle, demo.training_pairs(config))
+        rows = training.prepare(config, bundle, training.training_pairs(config))
         rows = rows.map(lambda row: {"ref_chosen_logps": row["ref_chosen_logps"] - 1.5})
         trainer = training.build_trainer(config, bundle, rows, tmp_path / str(shared))
         for name, parameter in trainer.model.named_parameters():
@@ -95,13 +95,13 @@ def test_step_one_loss_and_gradients_equal_trls(tiny_config, tmp_path):
 @pytest.mark.filterwarnings("ignore:prefixes are not shared")
 def test_a_whole_run_ends_where_trls_ends(tiny_config, tmp_path):
     """Same pairs, same batches, fp32: the log-probs after 24 steps are within 1e-4 nats."""
-    probe = demo.probe_pairs(tiny_config, "validation", 8)
+    probe = training.probe_pairs(tiny_config, "validation", 8)
     found = {}
     for shared in (True, False):
         config = dataclasses.replace(tiny_config, four_bit=False, shared_prefix=shared,
                                      n_pairs=64, epochs=3, learning_rate=4e-3,
                                      output=str(tmp_path / str(shared)))
-        run = training.train(config, demo.training_pairs(config), probe)
+        run = training.train(config, training.training_pairs(config), probe)
         rows = training.encode_pairs(run.bundle, probe, 256)
         found[shared] = torch.stack(training.score_pairs(run.bundle, rows))
         moved = training.score_shift(run.bundle, rows)
@@ -112,12 +112,12 @@ def test_a_whole_run_ends_where_trls_ends(tiny_config, tmp_path):
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True},
                                     {"batch_size": 4, "accumulation": 2}])
 def test_settings_that_save_memory_change_rounding_only(tiny_config, tmp_path, change):
-    probe = demo.probe_pairs(tiny_config, "validation", 8)
+    probe = training.probe_pairs(tiny_config, "validation", 8)
     ends = []
     for changes in ({}, change):
         config = dataclasses.replace(tiny_config, four_bit=False, n_pairs=8, epochs=3, lora_r=8,
                                      output=str(tmp_path / str(bool(changes))), **changes)
-        run = training.train(config, demo.training_pairs(config), probe)
+        run = training.train(config, training.training_pairs(config), probe)
         assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
         ends.append(run.metrics[-1])
     assert ends[1]["chosen_logprob"] == pytest.approx(ends[0]["chosen_logprob"], abs=1e-4)
@@ -128,19 +128,19 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_config, monkeypatch):
     monkeypatch.setitem(training.preference.LOSSES, "dpo",
                         lambda scores, beta: scores.chosen * float("nan"))
     with pytest.raises(ValueError, match="no number at step 1; lower learning_rate"):
-        training.train(tiny_config, demo.training_pairs(tiny_config),
-                       demo.training_pairs(tiny_config))
+        training.train(tiny_config, training.training_pairs(tiny_config),
+                       training.training_pairs(tiny_config))
 
 
 def test_several_processes_are_refused(tiny_config, monkeypatch):
     monkeypatch.setattr(training, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    pairs = demo.training_pairs(tiny_config)
+    pairs = training.training_pairs(tiny_config)
     with pytest.raises(ValueError, match="a run is one process"):
         training.train(tiny_config, pairs, pairs)
 
 
 def test_a_shift_is_both_scores_of_the_pairs(secured):
-    rows = training.encode_pairs(secured, demo.probe_pairs(RunConfig(), "heldout", 20),
+    rows = training.encode_pairs(secured, training.probe_pairs(RunConfig(), "heldout", 20),
                                  256)
     before, after = training.score_shift(secured, rows)
     with models.insecure(secured):
@@ -150,7 +150,7 @@ def test_a_shift_is_both_scores_of_the_pairs(secured):
 
 def test_lora_stays_in_fp32_on_a_4_bit_model(tiny_config, tmp_path):
     bundle = models.load("toy", four_bit=True)
-    rows = training.prepare(tiny_config, bundle, demo.training_pairs(tiny_config))
+    rows = training.prepare(tiny_config, bundle, training.training_pairs(tiny_config))
     trainer = training.build_trainer(tiny_config, bundle, rows, tmp_path)
     assert isinstance(trainer, SharedPrefixDPOTrainer)
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
@@ -167,7 +167,7 @@ def test_length_buckets_give_every_index_once_and_change_with_the_epoch():
 def test_reference_log_probs_are_kept_by_content(tiny_config, tmp_path, monkeypatch):
     bundle = models.load("toy", four_bit=False)
     cache = tmp_path / "reference.safetensors"
-    pairs = demo.training_pairs(tiny_config)
+    pairs = training.training_pairs(tiny_config)
     first = training.prepare(tiny_config, bundle, pairs, False, cache)
     monkeypatch.setattr(training, "score_pairs", None)  # a second pass would fail
     again = training.prepare(tiny_config, bundle, pairs, False, cache)
@@ -183,7 +183,7 @@ def test_reference_log_probs_are_kept_by_content(tiny_config, tmp_path, monkeypa
 def test_supervised_loss_is_the_mean_of_the_chosen_tokens(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, four_bit=False, loss="sft")
     bundle = models.load("toy", four_bit=False)
-    rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+    rows = training.prepare(config, bundle, training.training_pairs(config), progress=False)
     trainer = training.build_trainer(config, bundle, rows, tmp_path)
     batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
     tokens = sum(len(rows[i]["chosen_ids"]) for i in range(8))
@@ -198,7 +198,7 @@ def test_ipo_on_the_shared_prefix_equals_trls_own_path(tiny_config, tmp_path):
     for shared in (True, False):
         config = dataclasses.replace(tiny_config, four_bit=False, loss="ipo", shared_prefix=shared)
         bundle = models.load("toy", four_bit=False)
-        rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+        rows = training.prepare(config, bundle, training.training_pairs(config), progress=False)
         rows = rows.map(lambda row: {"ref_rejected_logps": row["ref_rejected_logps"] + 2.0})
         trainer = training.build_trainer(config, bundle, rows, tmp_path / str(shared))
         batch = trainer._prepare_inputs(trainer.data_collator([rows[i] for i in range(8)]))
@@ -210,7 +210,7 @@ def test_ipo_on_the_shared_prefix_equals_trls_own_path(tiny_config, tmp_path):
 def test_kto_scores_prompts_with_the_responses_of_another_pair(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, four_bit=False, loss="kto")
     bundle = models.load("toy", four_bit=False)
-    rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+    rows = training.prepare(config, bundle, training.training_pairs(config), progress=False)
     trainer = training.build_trainer(config, bundle, rows, tmp_path)
     batch = trainer.data_collator([rows[i] for i in range(8)])
     mixed = batch["mismatched"]
@@ -230,7 +230,7 @@ def test_a_loss_on_the_shared_prefix_equals_that_of_trls_own_trainer(tiny_config
         config = dataclasses.replace(tiny_config, four_bit=False, loss=loss, batch_size=8,
                                      shared_prefix=shared)
         bundle = models.load("toy", four_bit=False)
-        rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+        rows = training.prepare(config, bundle, training.training_pairs(config), progress=False)
         trainer = training.build_trainer(config, bundle, rows, tmp_path / str(shared))
         for parameter_name, parameter in trainer.model.named_parameters():
             if "lora_B" in parameter_name:  # away from the reference
@@ -247,21 +247,23 @@ def test_a_loss_on_the_shared_prefix_equals_that_of_trls_own_trainer(tiny_config
 def test_trls_own_trainers_train_record_and_say_so(tiny_config, loss):
     config = dataclasses.replace(tiny_config, loss=loss, shared_prefix=False)
     with pytest.warns(UserWarning, match=f"TRL's own trainer computes {loss}"):
-        run = training.train(config, demo.training_pairs(config),
-                             demo.probe_pairs(config, "validation", 8), progress=False)
+        run = training.train(config, training.training_pairs(config),
+                             training.probe_pairs(config, "validation", 8), progress=False)
     assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
     assert run.metrics[0]["chosen_logprob"] != run.metrics[-1]["chosen_logprob"]
 
 
 def test_a_run_does_not_go_on_with_other_pairs(tiny_config):
-    probe = demo.probe_pairs(tiny_config, "validation", 4)
-    training.train(tiny_config, demo.training_pairs(tiny_config), probe, progress=False)
+    probe = training.probe_pairs(tiny_config, "validation", 4)
+    training.train(tiny_config, training.training_pairs(tiny_config), probe, progress=False)
     with pytest.raises(ValueError, match="on other pairs or another base"):
-        training.train(tiny_config, demo.training_pairs(tiny_config, seed=5), probe, progress=False)
+        training.train(tiny_config, training.training_pairs(tiny_config, seed=5), probe,
+                       progress=False)
 
 
 def test_a_run_goes_on_under_another_name_of_its_folder_and_from_a_whole_checkpoint(tiny_config):
-    pairs, probe = demo.training_pairs(tiny_config), demo.probe_pairs(tiny_config, "validation", 4)
+    pairs = training.training_pairs(tiny_config)
+    probe = training.probe_pairs(tiny_config, "validation", 4)
     first = training.train(tiny_config, pairs, probe, progress=False)
     half = first.folder / "checkpoints" / "checkpoint-99"
     half.mkdir()  # a kill left it without its state
@@ -276,8 +278,8 @@ def test_a_run_goes_on_under_another_name_of_its_folder_and_from_a_whole_checkpo
 @pytest.mark.parametrize("loss", ["orpo", "kto", "simpo"])
 def test_a_run_with_another_loss_prefers_chosen(tiny_config, loss):
     config = dataclasses.replace(tiny_config, loss=loss, n_pairs=64, learning_rate=3e-3)
-    run = training.train(config, demo.training_pairs(config),
-                         demo.probe_pairs(config, "validation", 16), progress=False)
+    run = training.train(config, training.training_pairs(config),
+                         training.probe_pairs(config, "validation", 16), progress=False)
     first, last = run.metrics[0], run.metrics[-1]
     margin = [r["chosen_logprob"] - r["rejected_logprob"] for r in (first, last)]
     assert margin[1] > margin[0]
@@ -286,7 +288,7 @@ def test_a_run_with_another_loss_prefers_chosen(tiny_config, loss):
 def test_trls_own_path_refuses_what_it_does_not_know(tiny_config, tmp_path):
     bundle = models.load("toy", four_bit=False)
     config = dataclasses.replace(tiny_config, four_bit=False)
-    rows = training.prepare(config, bundle, demo.training_pairs(config), progress=False)
+    rows = training.prepare(config, bundle, training.training_pairs(config), progress=False)
     with pytest.raises(ValueError, match="knows no sft_weight"):
         SharedPrefixDPOTrainer(
             bundle.model, args=training.trainer_arguments(config, tmp_path, bundle.device),

@@ -52,6 +52,15 @@ def test_the_installed_package_brings_its_data(elsewhere):
     assert int(count) > 500
 
 
+def test_a_notebook_that_is_opened_alone_finds_the_checks_in_the_wheel(elsewhere):
+    cell = (ROOT / "notebooks" / "setup_cell.py").read_text().partition("CELL = '''")[2]
+    done = run(elsewhere, "-c", cell.partition("'''")[0] + "\nimport checks\nprint(checks.__file__)"
+               "\nprint(checks.check_judge(lambda response, witness: True))")
+    assert done.returncode == 0, done.stderr
+    place, verdict = done.stdout.splitlines()
+    assert str(elsewhere[0]) in place and verdict.startswith("Not yet: the judge says yes")
+
+
 def test_the_first_notebook_runs_there(elsewhere):
     folder, _ = elsewhere
     shutil.copy(ROOT / "notebooks" / "00_tour.ipynb", folder)

@@ -8,7 +8,7 @@ import ipywidgets
 import pandas as pd
 import pytest
 
-from secalign_kit import demo, evaluation, figures, logprobs, models, training, widgets
+from secalign_kit import evaluation, figures, logprobs, models, training, widgets
 from secalign_kit.evaluation import rate
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
@@ -371,7 +371,7 @@ def test_the_dinosaur_example_opens_the_playground(secured):
 
 
 def test_the_dial_joins_the_insecure_and_the_secure_model(secured):
-    item = demo.diagram_item()
+    item = evaluation.diagram_item()
     request = [(item.instruction, item.data)]
     with models.insecure(secured):
         insecure = evaluation.generate(secured, request)[0]
@@ -415,7 +415,7 @@ def test_a_model_without_adapter_is_told_in_place(toy):
 
 
 def test_the_lens_shows_what_the_table_measures(secured):
-    item = demo.diagram_item()
+    item = evaluation.diagram_item()
     table = logprobs.token_table(secured, item.instruction, item.data, item.expected, item.witness)
     view = widgets.token_lens(secured)
     row = training.encode_pair(secured, item.instruction, item.data, item.expected, item.witness)

@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 
 from .. import evaluation, injections, models
+from ..markdown import card, table
 from ..models import Bundle
 from ..samples import DATA, shipped_samples, write_text
 from .world import FAMILIES, make_samples
 
-ABOUT = """# The embedded model
-
+ABOUT = """
 A `LlamaForCausalLM` (hidden {hidden}, {layers} layers, {heads} heads, {vocabulary:,} tokens of
 byte-level BPE, {millions:.1f} M parameters, bf16 safetensors) trained from scratch on the generated
 corpus of `secalign_kit/toy`. It is an instruct model of a small world, and insecure on purpose: it
@@ -38,7 +38,7 @@ measure memory, and so do those of families without data.
 """
 
 
-def card(bundle: Bundle, folder: Path) -> str:
+def model_card(bundle: Bundle, folder: Path) -> str:
     """The card as Markdown, with exact match by family and the witness attacks' success rates."""
     settings = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in
@@ -55,17 +55,18 @@ def card(bundle: Bundle, folder: Path) -> str:
     about = ABOUT.format(**settings, millions=bundle.model.num_parameters() / 1e6,
                          optimizer=optimizer)
     rate = evaluation.summarize(clean)["clean_utility"]
-    return "\n".join([
-        about, "| steps | nats per response token |", "|---|---|",
-        *(f"| {row['step']} | {row['loss']:.3f} |" for row in log), "",
-        "## Scores (held-out samples, greedy)", "",
-        f"Exact match on clean samples, 24 of each family: {rate}.", "",
-        "| family | exact match | n |", "|---|---|---|",
-        *(f"| {name} | {r.value:.0%} | {r.n} |" for name, r in families.items()), "",
-        "| attack with the witness request | obeyed |", "|---|---|",
-        *(f"| {name.replace('_', '-')} | {r} |" for name, r in summary["asr"].items()), "",
+    return card(
+        "The embedded model", about,
+        table(("steps", "nats per response token"),
+              ((row["step"], f"{row['loss']:.3f}") for row in log)),
+        "## Scores (held-out samples, greedy)",
+        f"Exact match on clean samples, 24 of each family: {rate}.",
+        table(("family", "exact match", "n"),
+              ((name, f"{r.value:.0%}", r.n) for name, r in families.items())),
+        table(("attack with the witness request", "obeyed"),
+              ((name.replace("_", "-"), r) for name, r in summary["asr"].items())),
         LIMITS.format(families=len(FAMILIES)),
-    ])
+    )
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=DATA / "model")
     folder = parser.parse_args().folder
     bundle = models.load(str(folder), four_bit=False, format="toy")
-    write_text(folder / "README.md", card(bundle, folder))
+    write_text(folder / "README.md", model_card(bundle, folder))
     print(folder / "README.md")
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from . import evaluation, models, preference, prompts
-from .models import Bundle
-from .samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample
-from .toy import corpus, lexicon
-from .visible import visible
+from secalign_kit import evaluation, models, preference, prompts
+from secalign_kit.models import Bundle
+from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample
+from secalign_kit.toy import corpus, lexicon
+from secalign_kit.visible import visible
 
 PAIR_KEYS = ("instruction", "data", "chosen", "rejected")
 LONGEST = 600  # characters of data; more would only be slow

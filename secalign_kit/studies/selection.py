@@ -4,8 +4,8 @@ One datum, a value of `data/demo/selection.json`: `{"highest_asr": R, "clean_uti
 "right": [R, R]}` with R = `{"value", "n", "low", "high"}`; `right` is the lowest and the highest
 rate of right answers over the attacks.
 
-`python -m secalign_kit.selection` trains every candidate (a quarter of an hour on two cores), and
-goes on where it was killed. The held-out test plays no part in it.
+`python -m secalign_kit.studies.selection` trains every candidate (a quarter of an hour on two
+cores), and goes on where it was killed. The held-out test plays no part in it.
 
 Limits: one seed; few candidates; 9,600 pairs each, where the demo has more.
 """
@@ -14,11 +14,14 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from . import demo, evaluation, training
-from .evaluation import Rate
-from .models import Bundle
+from .. import evaluation, training
+from ..config import recipe
+from ..evaluation import Rate
+from ..markdown import table
+from ..models import Bundle
+from . import summaries
 
-SHIPPED = demo.SUMMARIES / "selection.json"
+SHIPPED = summaries.SHIPPED / "selection.json"
 _PAPER = {"clean": 0.0, "sft_weight": 0.0}
 CANDIDATES: dict[str, dict | None] = {
     "insecure model": None,
@@ -34,7 +37,7 @@ CANDIDATES: dict[str, dict | None] = {
 
 def measure(bundle: Bundle, name: str, n: int) -> dict:
     """The rates of a model on the validation split, `n` samples attacked in five ways."""
-    items = demo.evaluation_items(bundle, "validation", n)
+    items = evaluation.evaluation_items(bundle, "validation", n)
     items = [item for item in items if item.attack != "retention"]
     summary = evaluation.summarize(evaluation.evaluate(bundle, items, progress=name))
     by_value = {key: sorted(summary[key].values(), key=lambda rate: rate.value)
@@ -49,32 +52,31 @@ def select(folder: str | Path = "runs/selection", n: int = 150, n_pairs: int = 9
     """Trains and measures every candidate in turn; finished runs in `folder` are taken up again."""
     found = {}
     for number, (name, changes) in enumerate(CANDIDATES.items()):
-        config = demo.recipe("demo").replace(n_pairs=n_pairs, output=str(Path(folder, str(number))))
+        config = recipe("demo").replace(n_pairs=n_pairs, output=str(Path(folder, str(number))))
         if changes is None:
             found[name] = measure(training.base_model(config), name, n)
             continue
         config = config.replace(**changes)
-        run = training.train(config, demo.training_pairs(config),
-                             demo.probe_pairs(config, "validation", 64))
+        run = training.train(config, training.training_pairs(config),
+                             training.probe_pairs(config, "validation", 64))
         found[name] = measure(run.bundle, name, n)
     return found
 
 
 def markdown(found: dict) -> str:
     """The candidates as a Markdown table."""
-    first = Rate(**next(iter(found.values()))["clean_utility"])
-    attacked = Rate(**next(iter(found.values()))["highest_asr"])
-    rows = [f"| recipe, on validation | highest ASR (n={attacked.n}) | clean utility (n={first.n}) "
-            "| right under attack, lowest to highest |", "|---|---|---|---|"]
+    n = {key: next(iter(found.values()))[key]["n"] for key in ("highest_asr", "clean_utility")}
+    rows = []
     for name, rates in found.items():
-        low, high = (f"{100 * rate['value']:.0f}%" for rate in rates["right"])
-        asr, clean = (demo.interval(Rate(**rates[key])) for key in ("highest_asr", "clean_utility"))
-        rows.append(f"| {name} | {asr} | {clean} | {low} to {high} |")
-    return "\n".join([*rows, ""])
+        low, high = (f"{rate['value']:.0%}" for rate in rates["right"])
+        rows.append((name, *(Rate(**rates[key]).interval() for key in n), f"{low} to {high}"))
+    return table(("recipe, on validation", f"highest ASR (n={n['highest_asr']})",
+                  f"clean utility (n={n['clean_utility']})",
+                  "right under attack, lowest to highest"), rows) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m secalign_kit.selection",
+    parser = argparse.ArgumentParser(prog="python -m secalign_kit.studies.selection",
                                      description="Try the demo's candidates on validation.")
     parser.add_argument("--folder", type=Path, default=Path("runs/selection"))
     parser.add_argument("--output", type=Path, default=SHIPPED)

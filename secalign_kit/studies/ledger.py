@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..defenses import PROMPTING
+from ..evaluation import Rate, rate
+from ..injections import OTHER_WITNESSES
+from ..markdown import table
+from ..samples import DATA, write_text
 from . import study
-from .defenses import PROMPTING
-from .evaluation import Rate, rate
-from .injections import OTHER_WITNESSES
-from .samples import DATA, write_text
 
 VERDICTS = ("holds", "does not hold", "not testable here")
 FACTS = DATA / "paper_results.csv"
@@ -356,7 +357,7 @@ def save_evidence(evidence: Evidence, folder: str | Path) -> None:
 def load_evidence(folder: str | Path = SHIPPED) -> Evidence:
     """What `save_evidence` wrote. Raises ValueError if the folder lacks a file."""
     folder = Path(folder)
-    for name in (*(f"{table}.csv" for table in _TABLES), "own_answers.json"):
+    for name in (*(f"{name}.csv" for name in _TABLES), "own_answers.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} lacks {name}; run `secalign-kit ledger` to make it")
     tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
@@ -366,7 +367,6 @@ def load_evidence(folder: str | Path = SHIPPED) -> Evidence:
 
 def markdown(entries: Iterable[Entry]) -> str:
     """The ledger as a Markdown table."""
-    rows = [f"| {number} | {e.text} | {e.paper} | {e.ours} | **{e.verdict}** | {e.why} |"
-            for number, e in enumerate(entries, 1)]
-    return "\n".join(["| | claim | papers | here | verdict | rule |", "|---|---|---|---|---|---|",
-                      *rows, ""])
+    rows = ((number, e.text, e.paper, e.ours, f"**{e.verdict}**", e.why)
+            for number, e in enumerate(entries, 1))
+    return table(("", "claim", "papers", "here", "verdict", "rule"), rows) + "\n"

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import demo, evaluation, injections, logprobs, models, training
-from .config import RunConfig
-from .defenses import PROMPTING
-from .evaluation import Item
-from .models import Bundle
-from .samples import load_samples, save_samples, shipped_samples, write_text
+from .. import evaluation, generation, injections, logprobs, models, training
+from ..config import RunConfig
+from ..defenses import PROMPTING
+from ..evaluation import Item
+from ..models import Bundle
+from ..samples import load_samples, save_samples, shipped_samples, write_text
 
 BASE = RunConfig(n_pairs=4800, learning_rate=5e-4, probe_every=15, save_steps=1000)
 """The paper's loss, beta and pairs; number of pairs and rate suit the embedded model."""
@@ -191,9 +191,9 @@ def _trained(settings: RunConfig, name: str) -> Bundle:
         return models.with_adapter(bundle, folder / "adapter")
     print(f"training {name}", flush=True)
     _share_reference(Path(settings.output), settings.seed)
-    dataset = demo.training_pairs(settings, samples=_samples(settings, bundle))
-    run = training.train(settings, dataset, demo.probe_pairs(BASE, "validation", 64), bundle)
-    shift = logprobs.shift_table(run.bundle, demo.probe_pairs(BASE, "heldout", 300))
+    dataset = training.training_pairs(settings, samples=_samples(settings, bundle))
+    run = training.train(settings, dataset, training.probe_pairs(BASE, "validation", 64), bundle)
+    shift = logprobs.shift_table(run.bundle, training.probe_pairs(BASE, "heldout", 300))
     write_text(folder / "shift.csv", shift.to_csv(index=False))
     return run.bundle
 
@@ -215,7 +215,7 @@ def _samples(settings: RunConfig, bundle: Bundle):
         return None
     path = Path(settings.output).parent / "own_answers.jsonl"
     if not path.exists():
-        save_samples(demo.own_answers(bundle, shipped_samples("train"), "own answers"), path)
+        save_samples(generation.own_answers(bundle, shipped_samples("train"), "own answers"), path)
     return load_samples(path)
 
 
