@@ -36,6 +36,12 @@ def escape_hostile(text: str) -> str:
     return html.escape(visible(text), quote=True)
 
 
+def token_text(token: str) -> str:
+    """A token in one line: its spaces, which belong to it, as middle dots; an empty one as a sign.
+    """
+    return one_line(token).replace(" ", "\u00b7") or "\u2205"
+
+
 def number(value: float, form: str = "z.2f") -> str:
     """The number in a format of Python's, with a true minus sign; "z" writes no -0.00."""
     return format(value, form).replace("-", "\u2212")

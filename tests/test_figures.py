@@ -3,17 +3,19 @@
 import io
 import math
 import warnings
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from PIL import Image
 
 from secalign_kit import figures
+from secalign_kit.evaluation import Rate
 from secalign_kit.figures.diagram import _wrap
 from secalign_kit.figures.palette import looks as looks_of
 
-RATE = {"value": 0.75, "n": 40, "low": 0.6, "high": 0.86}
+RATE = Rate(0.75, 40, 0.6, 0.86)
+MORE = replace(RATE, n=90)
 SHIFT = {
     "chosen_before": -12.3, "chosen_after": -3.1, "rejected_before": -2.2, "rejected_after": -61.7,
 }  # fmt: skip
@@ -58,14 +60,15 @@ def table(chosen=(1, 1, -1, -1, 2), rejected=(-5, 4, -3, 2, -9)):
 
 
 POINTS = {
-    name: {"asr": RATE | {"value": asr}, "utility": RATE | {"value": utility}}
+    name: {"asr": replace(RATE, value=asr), "utility": replace(RATE, value=utility)}
     for name, asr, utility in (
         ("insecure", 0.75, 0.8), ("prompt: in_context", 0.75, 0.8), ("StruQ", 0.7, 0.8),
         ("SecAlign", 0.7, 0.75), ("SecAlign with the kit's additions", 0.75, 0.7),
     )
 }  # fmt: skip
-DIAL = [{"strength": s, "asr": RATE, "utility": RATE | {"n": 90}, "margin": s} for s in (0, 0.5, 1)]
-MODELS = {model: {"naive": RATE, "hijack": RATE | {"n": 90}} for model in POINTS}
+DIAL = [{"strength": s, "asr": RATE, "attack": "ignore_completion", "utility": MORE, "margin": s}
+        for s in (0, 0.5, 1)]
+MODELS = {model: {"naive": RATE, "hijack": MORE} for model in POINTS}
 CURVES = {"SecAlign": [(100, RATE), (10, RATE)], "StruQ": [(100, RATE), (20, RATE)]}
 
 
@@ -162,6 +165,10 @@ def test_hostile_text_is_drawn_as_text():
     opened(strip)
     assert "$x^2$" in words(strip) and "[U+202E]" in words(strip)
     opened(figures.asr_bars({"insecure": {"asr": {"$a_{$": RATE}}}))
+    opened(figures.tradeoff({"$a_{$": {"asr": RATE, "utility": RATE}}))
+    opened(figures.attack_bars({"$a_{$": {"$b_{$": RATE}, "nothing": {}}))
+    opened(figures.compare_training({"$a_{$": metrics()}))
+    opened(figures.trajectory({"$a_{$": metrics()}))
 
 
 def test_wrapped_lines_fit_and_lose_nothing():
@@ -182,20 +189,21 @@ def test_training_curves_skip_what_was_not_logged():
 def test_training_curves_mark_log_2_only_where_the_loss_begins_there():
     mark = "log 2: before training"
     assert mark in words(figures.training_curves(metrics()))
-    assert mark not in words(figures.training_curves(metrics(), log2=False))
     added = [m | {"loss": m["loss"] + 0.3} for m in metrics()]  # as with an SFT term
-    text = words(figures.training_curves(added))
-    assert mark not in text and "training loss" in text and "DPO" not in text
+    later = [m | {"step": m["step"] + 50} for m in metrics()]
+    for rows in (added, later):
+        text = words(figures.training_curves(rows))
+        assert mark not in text and "training loss" in text and "DPO" not in text
 
 
 def test_training_curves_draw_the_mean_of_many_batches_over_them():
-    noisy = [m | {"loss": k % 2} for k, m in enumerate(metrics(30))]
-    fig = figures.training_curves(noisy, log2=False, window=10)
+    noisy = [m | {"loss": k % 2} for k, m in enumerate(metrics(50))]
+    fig = figures.training_curves(noisy)
     single, mean = fig.axes[0].lines
-    assert single.get_alpha() < 0.5 and list(single.get_ydata()) == [k % 2 for k in range(30)]
-    assert list(mean.get_ydata())[9:] == [0.5] * 21
-    assert "mean of the last 10 batches" in words(fig)
-    assert len(figures.training_curves(noisy[:20], log2=False, window=10).axes[0].lines) == 1
+    assert single.get_alpha() < 0.5 and list(single.get_ydata()) == [k % 2 for k in range(50)]
+    assert list(mean.get_ydata())[19:] == pytest.approx([0.5] * 31)
+    assert "mean of the last 20 batches" in words(fig)
+    assert len(figures.training_curves(noisy[:40]).axes[0].lines) == 1
 
 
 def test_scatter_counts_the_quadrants_in_a_legend_that_hides_no_point():
@@ -233,7 +241,7 @@ def test_token_strip_prints_differences_and_wraps():
 
 
 def test_bars_show_value_interval_and_n():
-    other = SimpleNamespace(value=0.0, n=50, low=0.0, high=0.07)
+    other = Rate(0.0, 50, 0.0, 0.07)
     fig = figures.asr_bars({"insecure": {"asr": {"naive": RATE, "x": RATE}},
                             "secure": {"asr": {"naive": other}}})  # fmt: skip
     text = words(fig)
@@ -247,7 +255,7 @@ def test_bars_show_value_interval_and_n():
 def test_bars_set_clean_utility_apart_where_it_was_measured():
     summary = {which: {"asr": {"naive": RATE}} for which in ("insecure", "secure")}
     assert "clean utility" not in words(figures.asr_bars(summary))
-    summary["secure"]["clean_utility"] = RATE | {"value": 0.7, "n": 624}
+    summary["secure"]["clean_utility"] = replace(RATE, value=0.7, n=624)
     fig = figures.asr_bars(summary)
     text = words(fig)
     for shown in ("clean utility\nn = 624", "lower is better", "higher is better", "not measured"):
@@ -267,7 +275,7 @@ def test_before_after_counts_both_sides_and_spreads_both_clouds():
 
 
 def test_a_bin_of_the_histogram_begins_at_zero_and_no_pair_is_lost():
-    fig = figures.margin_histogram(table((1, 9, 8, -1, 7), (-1, -9, 3, 2, -6)), bins=7)
+    fig = figures.margin_histogram(table((1, 9, 8, -1, 7), (-1, -9, 3, 2, -6)))
     bars = fig.axes[0].patches
     assert any(math.isclose(bar.get_x(), 0, abs_tol=1e-12) for bar in bars)
     assert sum(bar.get_height() for bar in bars) == 10
@@ -282,7 +290,7 @@ def test_tradeoff_names_every_point_and_hides_none():
     labels = [t for t in fig.axes[0].texts if t.get_text()]
     assert [t.get_text() for t in labels] == list(POINTS)
     boxes = [t.get_window_extent() for t in labels]
-    spots = [fig.axes[0].transData.transform((100 * p["asr"]["value"], 100 * p["utility"]["value"]))
+    spots = [fig.axes[0].transData.transform((100 * p["asr"].value, 100 * p["utility"].value))
              for p in POINTS.values()]
     for k, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:k])
@@ -293,12 +301,6 @@ def test_tradeoff_names_every_point_and_hides_none():
     assert looks["SecAlign"].get_markerfacecolor() == figures.PALETTE["secure"]
     assert looks["prompt: in_context"].get_markersize() < looks["insecure"].get_markersize()
     assert "n = 40" in fig.axes[0].get_xlabel() and "n = 40" in fig.axes[0].get_ylabel()
-
-
-def test_tradeoff_takes_plain_numbers_and_refuses_nothing_at_all():
-    fig = figures.tradeoff({"a": {"asr": 0.5, "utility": 0.9}, "$x_{$": {"asr": 0, "utility": 1}})
-    assert "n =" not in words(fig)
-    opened(fig)
     with pytest.raises(ValueError, match="no points"):
         figures.tradeoff({})
 
@@ -312,25 +314,23 @@ def test_models_and_curves_look_alike_everywhere_and_never_twice():
     assert looks[1]["color"] == looks[4]["color"] == figures.INK
 
 
-def test_strength_dial_shows_n_attack_and_title():
+def test_strength_dial_shows_n_and_attack():
     text = words(figures.strength_dial(DIAL))
-    assert "attack success rate, n = 40" in text and "clean utility, n = 90" in text
-    named = [row | {"attack": "ignore_completion"} for row in DIAL]
-    text = words(figures.strength_dial(named, title="One adapter, $x_{$"))
-    assert "attack success rate (ignore-completion), n = 40" in text and "One adapter" in text
+    assert "attack success rate (ignore-completion), n = 40" in text
+    assert "clean utility, n = 90" in text
     with pytest.raises(ValueError, match="no rows"):
         figures.strength_dial([])
 
 
 def test_attack_bars_show_every_rate_with_interval_and_n():
-    rates = {"insecure": {"naive": RATE, "hijack": RATE | {"value": 0.1, "low": 0, "high": 0.2}},
-             "SecAlign": {"hijack": RATE | {"value": 0, "low": 0, "high": 0.07, "n": 50}}}
+    rates = {"insecure": {"naive": RATE, "hijack": Rate(0.1, 40, 0, 0.2)},
+             "SecAlign": {"hijack": Rate(0, 50, 0, 0.07)}}
     fig = figures.attack_bars(rates)
     axes, text = fig.axes[0], words(fig)
     assert "insecure, n = 40" in text and "SecAlign, n = 50" in text and "$" not in text
     assert "n = 40 / 50 per attack" in axes.get_xlabel()
     assert [t.get_text() for t in axes.get_yticklabels()] == ["naive", "hijack"]
-    assert len(axes.containers) == 3
+    assert len(axes.containers) == 2
     many = figures.attack_bars({"a": {f"attack {k}": RATE for k in range(20)}})
     assert many.get_figheight() > fig.get_figheight()
     for bad in ({}, {"insecure": {}}, dict.fromkeys("abcdefg", {"naive": RATE})):
@@ -339,7 +339,7 @@ def test_attack_bars_show_every_rate_with_interval_and_n():
 
 
 def test_rate_curves_are_sorted_marked_and_say_n():
-    fig = figures.rate_curves(CURVES, "pairs", "ASR (%)", "By pairs", log_x=True)
+    fig = figures.rate_curves(CURVES, "pairs", "By pairs", log_x=True)
     axes, text = fig.axes[0], words(fig)
     assert axes.get_xscale() == "log" and axes.get_xlabel() == "pairs"
     assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "20", "100"]
@@ -348,7 +348,7 @@ def test_rate_curves_are_sorted_marked_and_say_n():
     assert list(lines["SecAlign, n = 40"].get_xdata()) == [10, 100]
     assert len({line.get_marker() for line in lines.values()}) == 2
     assert len({line.get_linestyle() for line in lines.values()}) == 2
-    assert len(axes.containers) == 4
+    assert len(axes.containers) == 2
 
 
 def test_rate_curves_refuse_what_cannot_be_drawn():
@@ -357,4 +357,4 @@ def test_rate_curves_refuse_what_cannot_be_drawn():
             figures.rate_curves(nothing, "pairs")
     with pytest.raises(ValueError, match="x is 0; a log axis"):
         figures.rate_curves({"a": [(0, RATE)]}, "strength", log_x=True)
-    opened(figures.rate_curves({"$a_{$": [(0, 0.5), (1, 0.7)]}, "strength"))
+    opened(figures.rate_curves({"$a_{$": [(0, RATE), (1, RATE)]}, "strength"))

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from secalign_kit import figures, report
+from secalign_kit.evaluation import Rate
 
-RATE = {"value": 0.75, "n": 40, "low": 0.6, "high": 0.86}
-ZERO = {"value": 0.0, "n": 40, "low": 0.0, "high": 0.088}
+RATE = Rate(0.75, 40, 0.6, 0.86)
+ZERO = Rate(0.0, 40, 0.0, 0.088)
 PNG = figures.png(figures.training_curves([{"step": 1, "loss": 0.69}]), dpi=30)
 EVIL = "\"><img src=x onerror=alert(1)>'{{ 7 * 7 }}</section>\u202e\u200b\x00\n"
 
@@ -71,6 +72,11 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+def read(html):
+    """The words of a page, without line breaks."""
+    return " ".join("".join(Page(html).text).split())
+
+
 def test_page_is_well_formed_and_self_contained():
     html = rendered()
     page = Page(html)
@@ -93,17 +99,19 @@ def test_order_diagram_table_figures_examples_config_limits():
 
 def test_numbers_come_with_n_and_interval():
     html = rendered()
-    for text in ("75.0%", "n = 40", "60.0 to 86.0%", "0.0 to 8.8%", "\u221261.70", "312 seconds"):
-        assert text in html
+    for rate in map(str, (RATE, ZERO)):  # the number stands out, and the rest is as everywhere
+        value, rest = rate.split(" ", 1)
+        assert f"<strong>{value}</strong> <small>{rest}</small>" in html
+    assert "\u221261.70" in html and "312 seconds" in html
     assert "Attack obeyed: ignore completion" in html and "One seed." in html
     assert re.search(r"python 3\.\d+", html)
 
 
 def test_no_attack_is_named_the_strongest_where_none_succeeds():
-    lead = report._lead_security(summary())
-    assert "insecure model (naive)" in lead and "none succeeds against the secure one" in lead
+    lead = read(rendered()).partition("secure model")[2]
+    assert "insecure model (naive) and none succeeds against the secure one" in lead
     some = summary() | {"secure": summary()["insecure"]}
-    assert "against the secure one (naive)" in report._lead_security(some)
+    assert "on 75.0% against the secure one (naive)" in read(rendered(summary=some))
 
 
 def test_every_image_has_an_alternative_text_and_a_reading():
@@ -126,14 +134,14 @@ def test_every_image_has_an_alternative_text_and_a_reading():
 ])
 def test_where_the_loss_starts_is_said_for_the_loss_of_the_run(config, said, unsaid):
     html = rendered(figures={"training": PNG}, config=config)
-    reading = "".join(Page(html).text).partition("Figures")[2].partition("Examples")[0]
+    reading = read(html).partition("Figures")[2].partition("Examples")[0]
     assert said in reading and unsaid not in reading
 
 
 def test_the_losses_with_a_starting_point_are_those_of_the_configuration():
     from secalign_kit import config
 
-    assert set(report._STARTS) == set(config.LOSSES)
+    assert set(report.STARTS) == set(config.LOSSES)
 
 
 def test_the_injection_is_marked_and_labelled():
@@ -158,7 +166,7 @@ def test_hostile_text_is_escaped_and_made_visible():
     assert page.open == []
     assert [a for t, a in page.tags if t == "img" and "onerror" in a] == []
     assert len([t for t, _ in page.tags if t == "img"]) == 1
-    assert not re.search("[\u202e\u200b\x00]", html)
+    assert not re.search("[\u202e\u200b\x00]", html)  # in the alternative text of a figure, too
     assert "[U+202E][U+200B][U+0000]\u21b5" in html
     assert "{{ 7 * 7 }}" in "".join(page.text) and "49</section>" not in html
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ..visible import one_line
 from .palette import FAINT, INK, PAPER
 
+WIDTH = 9.4  # inches of a picture made of text
 FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib
 POINTS = 10  # size of the monospaced text in points
 COLUMN = 0.602 * POINTS / 72  # width of one character in inches
@@ -53,18 +54,30 @@ def _drawn(fig: Figure, dpi: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def blank(width: float):
-    """A figure whose data units are inches, y growing downwards."""
-    fig = Figure(figsize=(width, 4), facecolor=PAPER)
+def sheet(width: float, height: float, columns: int = 1, **options):
+    """A figure in inches, and its axes (several side by side for several columns)."""
+    fig = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    return fig, fig.subplots(1, columns, **options)
+
+
+def blank():
+    """A figure whose data units are inches, y growing downwards; `close` gives it its height."""
+    fig = Figure(facecolor=PAPER)
     axes = fig.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     return fig, axes
 
 
-def close(fig: Figure, axes, width: float, height: float) -> None:
-    fig.set_size_inches(width, height)
-    axes.set_xlim(0, width)
+def close(fig: Figure, axes, height: float) -> None:
+    fig.set_size_inches(WIDTH, height)
+    axes.set_xlim(0, WIDTH)
     axes.set_ylim(height, 0)
+
+
+def write(axes, x: float, y: float, text: str, size: float = 10.5, **style) -> None:
+    """One line of text, its middle at height `y`; dollar signs in it are dollar signs."""
+    style = {"color": INK, "va": "center", "parse_math": False} | style
+    axes.text(x, y, text, fontsize=size, **style)
 
 
 def dress(axes, title: str, x: str, y: str) -> None:
@@ -80,11 +93,10 @@ def dress(axes, title: str, x: str, y: str) -> None:
 
 def legend_below(fig: Figure, panels: Sequence, columns: int) -> None:
     """The legend of the panels under them, where it hides nothing; names stay text."""
-    pairs = [pair for axes in panels
-             for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    if not pairs:
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = (sum(parts, []) for parts in zip(*found, strict=True))
+    if not labels:
         return
-    handles, labels = zip(*pairs, strict=True)
     legend = fig.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center",
                         ncols=columns, handlelength=3)
     for text in legend.get_texts():

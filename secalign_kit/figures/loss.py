@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from .canvas import dress
-from .palette import INK, PAPER, STYLE
+from .canvas import dress, sheet
+from .palette import INK, STYLE
 
 
 def loss_curve(betas: Sequence[float] = (0.1,)) -> Figure:
@@ -18,8 +18,7 @@ def loss_curve(betas: Sequence[float] = (0.1,)) -> Figure:
     """
     if not 0 < len(betas) <= len(STYLE) or min(betas) <= 0:
         raise ValueError(f"loss_curve: betas {tuple(betas)}; give one to three numbers above 0.")
-    fig = Figure(figsize=(9, 3.4), layout="constrained", facecolor=PAPER)
-    loss, pull = fig.subplots(1, 2)
+    fig, (loss, pull) = sheet(9, 3.4, 2)
     shifts = [x / 2 for x in range(-40, 81)]
     for beta, (color, line, marker) in zip(betas, STYLE, strict=False):
         margins = [beta * shift for shift in shifts]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..evaluation import rate
 from ..visible import number
-from .canvas import dress, legend_below
+from .canvas import dress, legend_below, sheet
 from .palette import HATCH, INK, MARKER, PALETTE, PAPER
 
 _QUADRANTS = (  # chosen rose?, rejected rose?, words, marker
@@ -28,8 +28,7 @@ def shift_scatter(table) -> Figure:
     ValueError for missing columns, no rows, or values that are not finite.
     """
     chosen, rejected = _shifts(table)
-    fig = Figure(figsize=(7, 5.8), layout="constrained", facecolor=PAPER)
-    axes = fig.subplots()
+    fig, axes = sheet(7, 5.8)
     for up, rejected_up, words, marker in _QUADRANTS:
         here = ((chosen > 0) == up) & ((rejected > 0) == rejected_up)
         axes.scatter(
@@ -37,30 +36,26 @@ def shift_scatter(table) -> Figure:
             linewidth=0.5, alpha=0.65, label=f"{words} ({int(here.sum())})",
         )  # fmt: skip
     _quadrant_limits(axes, chosen, rejected)
-    dress(
-        axes, f"The shift of {len(chosen)} pairs", "change of log p(chosen) (nats per response)",
-        "change of log p(rejected) (nats per response)",
-    )  # fmt: skip
+    dress(axes, f"The shift of {len(chosen)} pairs", "change of log p(chosen) (nats per response)",
+          "change of log p(rejected) (nats per response)")
     legend_below(fig, [axes], 2)
     return fig
 
 
 def _shifts(table):
+    """The change of log p(chosen) and of log p(rejected), for a table that can be drawn."""
     names = ("chosen_before", "chosen_after", "rejected_before", "rejected_after")
     missing = [name for name in names if name not in table.columns]
     if missing:
-        raise ValueError(f"shift_scatter: columns {missing} are missing; score before and after.")
+        raise ValueError(f"shift table: columns {missing} are missing; score before and after.")
     if not len(table):
-        raise ValueError("shift_scatter: the table has no rows; score at least one pair.")
-    values = {name: table[name].to_numpy(dtype=float) for name in names}
-    for name, column in values.items():
-        bad = [i for i, value in enumerate(column) if not math.isfinite(value)]
+        raise ValueError("shift table: it has no rows; score at least one pair.")
+    for name in names:
+        bad = [row for row, value in enumerate(table[name]) if not math.isfinite(value)]
         if bad:
-            raise ValueError(f"shift_scatter: row {bad[0]}, {name} is not finite; drop that pair.")
-    return (
-        values["chosen_after"] - values["chosen_before"],
-        values["rejected_after"] - values["rejected_before"],
-    )
+            raise ValueError(f"shift table: row {bad[0]}, {name} is not finite; drop that pair.")
+    return (table["chosen_after"] - table["chosen_before"],
+            table["rejected_after"] - table["rejected_before"])
 
 
 def _quadrant_limits(axes, x, y) -> None:
@@ -83,8 +78,7 @@ def before_after(table) -> Figure:
     Raises ValueError as `shift_scatter` does.
     """
     _shifts(table)  # refuses what cannot be drawn
-    fig = Figure(figsize=(9.4, 4.9), layout="constrained", facecolor=PAPER)
-    panels = fig.subplots(1, 2, sharex=True, sharey=True)
+    fig, panels = sheet(9.4, 4.9, 2, sharex=True, sharey=True)
     low = min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
               for when in ("before", "after"))
     for axes, when, which in zip(panels, ("before", "after"), ("insecure", "secure"), strict=True):
@@ -96,29 +90,28 @@ def before_after(table) -> Figure:
         axes.plot(ends, ends, color=INK, linestyle=":", linewidth=1.2)
         lost, won = int((y > x).sum()), int((x > y).sum())
         dress(axes, f"{when.capitalize()}: the {which} model, {len(x)} pairs\n",
-               "log p(chosen) (nats; tenfold steps)", "log p(rejected) (nats; tenfold steps)")
+              "log p(chosen) (nats; tenfold steps)", "log p(rejected) (nats; tenfold steps)")
         axes.text(0, 1.015, f"above the dots rejected is likelier: {lost}; below, chosen: "
                   f"{won}", transform=axes.transAxes, fontsize=8.5, color=INK)
     return fig
 
 
-def margin_histogram(table, bins: int = 30) -> Figure:
+def margin_histogram(table) -> Figure:
     """log p(chosen) - log p(rejected) of every pair (nats), before and after training.
 
-    `table` as for `shift_scatter`; right of zero, where one of the about `bins` bins begins, the
+    `table` as for `shift_scatter`; right of zero, where one of the about 30 bins begins, the
     model prefers the answer to the instruction; the legend has the share with its 95% interval.
     Raises ValueError as `shift_scatter` does.
     """
     _shifts(table)
-    values = {which: (table[f"chosen_{when}"] - table[f"rejected_{when}"]).to_numpy(dtype=float)
+    values = {which: table[f"chosen_{when}"] - table[f"rejected_{when}"]
               for when, which in (("before", "insecure"), ("after", "secure"))}
-    low = min(0.0, *(float(v.min()) for v in values.values()))
-    high = max(0.0, *(float(v.max()) for v in values.values()))
-    step = max(high - low, 1e-6) / bins
+    low = min(0.0, *(v.min() for v in values.values()))
+    high = max(0.0, *(v.max() for v in values.values()))
+    step = max(high - low, 1e-6) / 30
     first, last = math.floor(low / step - 1e-9), math.ceil(high / step + 1e-9)
     edges = [k * step for k in range(first, last + 1)]
-    fig = Figure(figsize=(8, 3.9), layout="constrained", facecolor=PAPER)
-    axes = fig.subplots()
+    fig, axes = sheet(8, 3.9)
     for which, numbers in values.items():
         share = rate(int((numbers > 0).sum()), len(numbers))
         axes.hist(numbers, bins=edges, color=PALETTE[which], hatch=HATCH[which], edgecolor=INK,
@@ -130,7 +123,7 @@ def margin_histogram(table, bins: int = 30) -> Figure:
         axes.annotate(words, (0, 1), xycoords=("data", "axes fraction"), xytext=(side, -3),
                       textcoords="offset points", ha=align, va="top", fontsize=9, color=INK)
     dress(axes, f"Which answer the model prefers: {len(table)} pairs",
-           "log p(chosen) \u2212 log p(rejected) (nats)", "pairs")
+          "log p(chosen) \u2212 log p(rejected) (nats)", "pairs")
     legend_below(fig, [axes], 1)
     return fig
 
@@ -145,8 +138,7 @@ def log_prob_clouds(chosen: Sequence[float], rejected: Sequence[float], low: flo
     if not len(chosen) or len(chosen) != len(rejected):
         raise ValueError(f"log_prob_clouds: {len(chosen)} chosen and {len(rejected)} rejected "
                          "values; pass one of each per pair.")
-    fig = Figure(figsize=(8, 2.3), layout="constrained", facecolor=PAPER)
-    axes = fig.subplots()
+    fig, axes = sheet(8, 2.3)
     for height, (side, values) in enumerate((("rejected", rejected), ("chosen", chosen))):
         # multiples of the golden ratio spread points evenly, and the same at every step
         spread = [height + 0.56 * ((k * 0.618034) % 1 - 0.5) for k in range(len(values))]

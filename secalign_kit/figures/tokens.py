@@ -9,14 +9,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..visible import arrow, number
-from .canvas import COLUMN, FAMILY, POINTS, blank, close, drawable
+from ..visible import arrow, number, token_text
+from .canvas import COLUMN, FAMILY, POINTS, WIDTH, blank, close, drawable, write
 from .palette import INK, PAPER
 
 
-def token_strip(
-    tokens: Sequence[str], before: Sequence[float], after: Sequence[float], title: str = ""
-) -> Figure:
+def token_strip(tokens: Sequence[str], before: Sequence[float], after: Sequence[float],
+                title: str = "Change per token") -> Figure:
     """One box per token, coloured and labelled by the change of its log-probability (nats).
 
     `before`, `after`: log p of each token in nats, as long as `tokens`. Brown and a down-triangle
@@ -25,18 +24,18 @@ def token_strip(
     changes = _token_changes(tokens, before, after)
     limit = max(0.5, *(abs(change) for change in changes))
     shade = ScalarMappable(colors.Normalize(-limit, limit), matplotlib.colormaps["BrBG"])
-    width, x, y = 9.4, 0.25, 0.62
-    fig, axes = blank(width)
+    fig, axes = blank()
+    x, y = 0.25, 0.62
     for token, change in zip(tokens, changes, strict=True):
-        shown = drawable(_edge_spaces(token), 60) or "\u2205"
+        shown = drawable(token_text(token), 60)
         size = max(len(shown), 6) * COLUMN + 0.14
-        if x + size > width - 0.25 and x > 0.25:
+        if x + size > WIDTH - 0.25 and x > 0.25:
             x, y = 0.25, y + 0.62
         _token_box(axes, x, y, size, shown, change, shade.to_rgba(change))
         x += size + 0.04
     _strip_heading(axes, title, sum(changes))
     height = y + 0.66 + 0.62
-    close(fig, axes, width, height)
+    close(fig, axes, height)
     _strip_scale(fig, shade, height)
     return fig
 
@@ -55,21 +54,9 @@ def _token_changes(tokens, before, after) -> list[float]:
 
 
 def _strip_heading(axes, title: str, total: float) -> None:
-    axes.text(
-        0.25, 0.25, drawable(title or "Change per token", 90), fontsize=11.5, weight="bold",
-        color=INK, va="center", parse_math=False,
-    )  # fmt: skip
-    note = (f"after \u2212 before, in nats; sum {number(total, '+.2f')}; \u25b2 likelier, "
-            "\u25bc less likely; \u00b7 is a space, \u21b5 a newline")
-    axes.text(0.25, 0.48, note, fontsize=8.5, color=INK, va="center")
-
-
-def _edge_spaces(token: str) -> str:
-    """Leading and trailing spaces as middle dots: they belong to the token."""
-    start, end = len(token) - len(token.lstrip(" ")), len(token.rstrip(" "))
-    if start >= end:
-        return "\u00b7" * len(token)
-    return "\u00b7" * start + token[start:end] + "\u00b7" * (len(token) - end)
+    write(axes, 0.25, 0.25, drawable(title, 90), 11.5, weight="bold")
+    write(axes, 0.25, 0.48, f"after \u2212 before, in nats; sum {number(total, '+.2f')}; \u25b2 "
+          "likelier, \u25bc less likely; \u00b7 is a space, \u21b5 a newline", 8.5)
 
 
 def _token_box(axes, x, y, size, shown, change, face) -> None:
@@ -77,10 +64,7 @@ def _token_box(axes, x, y, size, shown, change, face) -> None:
     red, green, blue = face[:3]
     ink = INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else PAPER
     for dy, text, points in ((0.18, shown, POINTS), (0.4, arrow(change), 8)):
-        axes.text(
-            x + size / 2, y + dy, text, family=FAMILY, fontsize=points, color=ink,
-            ha="center", va="center", parse_math=False,
-        )  # fmt: skip
+        write(axes, x + size / 2, y + dy, text, points, family=FAMILY, color=ink, ha="center")
 
 
 def _strip_scale(fig: Figure, shade: ScalarMappable, height: float) -> None:

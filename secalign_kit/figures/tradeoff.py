@@ -6,29 +6,27 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from .canvas import drawable, dress
-from .palette import INK, PAPER, looks
-from .rates import draw_points, percent, trials, whisker
+from ..evaluation import Rate
+from .canvas import drawable, dress, sheet
+from .palette import INK, looks
+from .rates import draw_points, percent, trials, whiskers
 
 
-def tradeoff(points: Mapping[str, Mapping]) -> Figure:
+def tradeoff(points: Mapping[str, Mapping[str, Rate]]) -> Figure:
     """Utility against attack success rate, one named point with two 95% intervals per defense.
 
-    `points`: name to `{"asr": rate, "utility": rate}`; a rate has `value`, `low`, `high`
-    (fractions) and maybe `n`, as a mapping or an object, or is a plain number. Names that begin
-    with insecure, secure or SecAlign take their colours. Upper left is best. Raises ValueError for
-    no point.
+    `points`: name to `{"asr": Rate, "utility": Rate}`. Names that begin with insecure, secure or
+    SecAlign take their colours. Upper left is best. Raises ValueError for no point.
     """
     if not points:
         raise ValueError("tradeoff: no points; evaluate at least one model.")
-    fig = Figure(figsize=(8.2, 5), layout="constrained", facecolor=PAPER)
-    axes = fig.subplots()
-    places = [[percent(p[key])[0] for key in ("asr", "utility")] for p in points.values()]
-    for k, (point, look) in enumerate(zip(points.values(), looks(list(points)), strict=True)):
-        x, y = places[k]
-        axes.errorbar(x, y, xerr=whisker(point["asr"]), yerr=whisker(point["utility"]),
-                      color=INK, capsize=3, linewidth=1.1, linestyle="", zorder=2)
-        below = sum(math.dist(places[k], other) < 2 for other in places[:k])
+    fig, axes = sheet(8.2, 5)
+    asr, utility = ([point[key] for point in points.values()] for key in ("asr", "utility"))
+    places = list(zip(percent(asr)[0], percent(utility)[0], strict=True))
+    axes.errorbar(*zip(*places, strict=True), xerr=whiskers(asr), yerr=whiskers(utility),
+                  color=INK, capsize=3, linewidth=1.1, linestyle="", zorder=2)
+    for k, ((x, y), look) in enumerate(zip(places, looks(list(points)), strict=True)):
+        below = sum(math.dist((x, y), other) < 2 for other in places[:k])
         draw_points(axes, [x], [y], look, max(4, 11 - 3.5 * below), zorder=3 + below)
     axes.set_xlim(-4, 104)
     axes.margins(y=0.15)
@@ -36,20 +34,20 @@ def tradeoff(points: Mapping[str, Mapping]) -> Figure:
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])
     axes.set_ylim(low, high)
     dress(axes, "Security and utility (upper left is best)",
-           "attack success rate of the strongest attack "
-           f"(%{trials(p['asr'] for p in points.values())})",
-           f"clean utility (%{trials(p['utility'] for p in points.values())})")
+          f"attack success rate of the strongest attack (%; {trials(asr)})",
+          f"clean utility (%; {trials(utility)})")
     fig.draw_without_rendering()  # places of points are known only in the final layout
-    boxes = [_box(axes, p["asr"], p["utility"]) for p in points.values()]
-    _write_names(axes, list(points), places, [box for pair in boxes for box in pair])
+    taken = [bar for pair in zip(asr, utility, strict=True) for bar in _bars(axes, *pair)]
+    _write_names(axes, list(points), places, taken)
     return fig
 
 
-def _box(axes, across, up) -> list[Bbox]:
+def _bars(axes, asr: Rate, utility: Rate) -> list[Bbox]:
     """What a point with its intervals covers, in pixels: two bars with room for the marker."""
-    (x, left, right), (y, low, high) = percent(across), percent(up)
-    ends = ((left, y), (right, y)), ((x, low), (x, high))
-    return [Bbox(axes.transData.transform(pair)).padded(7) for pair in ends]
+    ends = (((asr.low, utility.value), (asr.high, utility.value)),
+            ((asr.value, utility.low), (asr.value, utility.high)))
+    places = [[(100 * x, 100 * y) for x, y in pair] for pair in ends]
+    return [Bbox(axes.transData.transform(pair)).padded(7) for pair in places]
 
 
 _AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -70,8 +68,8 @@ def _write_names(axes, names: Sequence[str], places: Sequence, taken: list[Bbox]
         ways = [(h, v, far) for far in (9, 18, 30, 44) for h, v in _AROUND]
         moves = [(h * (half[0] + far), v * (half[1] + far)) for h, v, far in ways]
         boxes = [size.translated(dx * per_point, dy * per_point) for dx, dy in moves]
-        costs = [sum(_shared(box, other) for other in taken) + _area(box) - _shared(box, inside)
-                 for box in boxes]
+        costs = [sum(_shared(box, other) for other in taken)
+                 + _shared(box, box) - _shared(box, inside) for box in boxes]
         best = costs.index(min(costs))  # the nearest of the best
         label.set_position(moves[best])
         taken.append(boxes[best])
@@ -83,10 +81,7 @@ def _write_names(axes, names: Sequence[str], places: Sequence, taken: list[Bbox]
             line.set_in_layout(False)
 
 
-def _area(box: Bbox) -> float:
-    return box.width * box.height
-
-
 def _shared(one: Bbox, other: Bbox) -> float:
+    """The area that both boxes cover."""
     both = Bbox.intersection(one, other)
-    return 0.0 if both is None else _area(both)
+    return 0.0 if both is None else both.width * both.height

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from .canvas import drawable
+from .canvas import drawable, sheet
 from .palette import INK, PAPER
 
 
@@ -18,9 +18,7 @@ def update_norms(table) -> Figure:
     matrices = list(dict.fromkeys(table["matrix"]))
     grid = 100 * table.pivot(index="layer", columns="matrix", values="relative")[matrices]
     top = max(float(grid.max().max()), 1e-9)
-    fig = Figure(figsize=(1.05 * len(matrices) + 1.6, 0.42 * len(grid) + 1.3),
-                 layout="constrained", facecolor=PAPER)
-    axes = fig.subplots()
+    fig, axes = sheet(1.05 * len(matrices) + 1.6, 0.42 * len(grid) + 1.3)
     image = axes.imshow(grid, cmap="Blues", vmin=0, vmax=top, aspect="auto")
     for row, values in enumerate(grid.to_numpy()):
         for column, value in enumerate(values):
