@@ -47,7 +47,7 @@ def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict:
 
 def run_demo(output: str | Path | None = None, config: RunConfig | None = None,
              n: int | None = None, bundle: Bundle | None = None) -> dict:
-    """Runs the whole job, writes the run folder and returns the summary.
+    """Runs the whole job, writes the run folder and returns the summary as it is stored.
 
     The folder gets `report.html`, `figures/`, `adapter/`, `records_insecure.jsonl`,
     `records_secure.jsonl`, `shift.csv` and `summary.json`. A finished training is taken up again,
@@ -69,14 +69,14 @@ def run_demo(output: str | Path | None = None, config: RunConfig | None = None,
     evaluation.save_records(secure, folder / "records_secure.jsonl")
     shift = logprobs.shift_table(run.bundle, training.probe_pairs(config, "heldout", 300))
     shift.to_csv(folder / "shift.csv", index=False)
-    summary = _plain({
+    summary = {
         "insecure": evaluation.summarize(insecure[:-1]),
         "secure": evaluation.summarize(secure[:-1]),
         "logprob": logprobs.mean_shift(shift),
         "logprob_pairs": len(shift),
         "diagram": {"insecure": insecure[-1]["response"], "secure": secure[-1]["response"]},
         "training_seconds": run.seconds,
-    })
+    }
     diagram = logprobs.measure_diagram(run.bundle, items[-1], insecure[-1]["response"],
                                        secure[-1]["response"])
     pngs = {name: figures.png(figure) for name, figure in
@@ -85,11 +85,12 @@ def run_demo(output: str | Path | None = None, config: RunConfig | None = None,
     for name, data in pngs.items():
         (folder / "figures" / f"{name}.png").write_bytes(data)
     summary["seconds"] = time.perf_counter() - began
-    training.write_json(folder / "summary.json", summary)
+    stored = _plain(summary)
+    training.write_json(folder / "summary.json", stored)
     place = (f"Injections stood {POSITIONS[config.position]} of the data in training, "
              "and stand at its end in this test.")
     html = report.render_report(
         summary, pngs, evaluation.examples(insecure, secure), asdict(config), [*NOTES, place]
     )
     report.write_report(folder / "report.html", html)
-    return summary
+    return stored
