@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from .prompts import FORMATS, PromptFormat, encode_response, for_tokenizer
+from .chat_format import CHAT, chat_format
+from .prompts import FORMATS, PromptFormat, encode, encode_response, for_tokenizer
 from .samples import DATA
 
 
@@ -120,22 +121,22 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
          format: str | None = None, device: str | None = None) -> Bundle:
     """Loads a preset, a Hub id or a folder; with `adapter`, as an insecure/secure pair in one.
 
-    Raises ValueError for a Hub id or folder whose `format` is not given, for an unknown format, and
-    for one whose end is no token of the model.
+    Without a `format` (a name of `prompts.FORMATS` or `chat_format.CHAT`), a model that is no
+    preset gets that of its chat template. Raises ValueError for a model that is not there, an
+    unknown format, one that the tokenizer cannot write exactly, and a tokenizer that is not the
+    model's.
     """
     preset = PRESETS.get(name)
-    if preset is None and format is None:
-        raise ValueError(
-            f"model {name!r} is no preset ({', '.join(PRESETS)}); for a Hub id or a folder say its "
-            f"prompt format too: format= one of {', '.join(FORMATS)}"
-        )
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if format is not None and format not in FORMATS and format not in CHAT:
+        raise ValueError(f"format {format!r} is unknown; choose one of "
+                         f"{', '.join([*CHAT, *FORMATS])}")
     path = preset.path if preset else name
     if Path(path).is_dir():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
     elif preset and preset.path.startswith(str(DATA)):
         raise ValueError(f"the embedded model is missing at {path!r}; reinstall, or pre-train it")
+    tokenizer = _tokenizer(path)
+    form = _format(tokenizer, format or (preset.format if preset else "chat"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {"quantization_config": nf4(device)} if four_bit else {}
     # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact
@@ -148,16 +149,50 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     for layer in model.modules():  # bitsandbytes does so at the first use, and changes the hash
         if getattr(layer, "compute_dtype", None) and getattr(layer, "bias", None) is not None:
             layer.bias.data = layer.bias.data.to(layer.compute_dtype)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    form = FORMATS[format or preset.format]
-    if form.name in ("text", "secalign"):  # for base models, which differ in their end token
-        form = for_tokenizer(form, tokenizer)
-    encode_response(tokenizer, form, "")  # or a format of another model would never end a response
+    _fit(tokenizer, form, model.get_input_embeddings().num_embeddings)
     bundle = Bundle(model.eval(), tokenizer, form, name, four_bit)
     return with_adapter(bundle, adapter) if adapter else bundle
+
+
+def _tokenizer(path: str):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(f"model {path!r} is no preset ({', '.join(PRESETS)}), no folder with a "
+                         f"tokenizer, and not to be had from the Hub: "
+                         f"{str(error).splitlines()[0]}") from None
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def _format(tokenizer, name: str) -> PromptFormat:
+    """The format, checked: one of another model would lack tokens, or never end a response."""
+    if name in CHAT:
+        return chat_format(tokenizer, name)
+    form = FORMATS[name]
+    if name in ("text", "secalign"):  # for base models, which differ in their end token
+        form = for_tokenizer(form, tokenizer)
+    _delimiter_ids(tokenizer, form)
+    return form
+
+
+def _delimiter_ids(tokenizer, form: PromptFormat) -> set[int]:
+    prompts = (encode(tokenizer, form, "", data, frontend=False) for data in ("", "x"))
+    return {i for prompt in prompts
+            for i, role in zip(prompt.ids, prompt.roles, strict=True) if role == "delimiter"
+            } | set(encode_response(tokenizer, form, ""))
+
+
+def _fit(tokenizer, form: PromptFormat, rows: int) -> None:
+    """Raises ValueError if a prompt may hold ids that the embedding of `rows` rows lacks."""
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    largest = max(_delimiter_ids(tokenizer, form).union(vocabulary))
+    if largest >= rows:
+        raise ValueError(f"the tokenizer writes {tokenizer.convert_ids_to_tokens(largest)!r} as "
+                         f"id {largest} and the model has an embedding of {rows} rows; give the "
+                         "model its own tokenizer")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = form.end  # masked wherever it stands
 
 
 def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:

@@ -5,17 +5,22 @@ One datum: `render(FORMATS["toy"], "Count the words.", "red, owl.") ==
 
 The secure front-end (StruQ, section 4.3; SecAlign, section 3.2) is two things here. `filter_data`
 deletes every reserved string from the data until none is left, and `encode` tokenizes the data
-apart from the delimiters with special tokens switched off. `frontend=False` switches both off, to
+apart from the delimiters with added tokens switched off. `frontend=False` switches both off, to
 show what an attacker gains who can write real delimiters.
 
 Limits: the front-end guards the delimiters, not the meaning: a plain "Do dinosaurs exist?" passes.
 The format "mistral" has no data delimiter of its own, only a space. The format "text" uses ordinary
 characters, so its filter also deletes "##" from honest data (headings). Only the data slot is
-filtered; whoever writes the instruction is trusted.
+filtered; whoever writes the instruction is trusted. The formats here are the papers' layouts and
+those of base models; `chat_format` reads a chat model's own.
 """
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from .tokenization import added_tokens, cached, reader
 
 ROLES = ("delimiter", "instruction", "data")
 
@@ -26,7 +31,9 @@ class PromptFormat:
 
     A prompt is begin + instruction delimiter + instruction [+ data delimiter + data] + response
     delimiter. The data delimiter closes the instruction where a format closes turns, so a prompt
-    without data just leaves it out. `reserved` strings may not occur in data.
+    without data just leaves it out, unless `alone` says what then follows the instruction.
+    `reserved` strings may not occur in data. `margin` is what the model itself writes before and
+    after an answer, `trimmed` are the slots whose text loses the whitespace around it.
     """
 
     name: str
@@ -36,6 +43,9 @@ class PromptFormat:
     end: str
     reserved: tuple[str, ...]
     begin: str = ""
+    alone: str = ""
+    margin: tuple[str, str] = ("", "")
+    trimmed: tuple[str, ...] = ()
 
     @property
     def delimiters(self) -> tuple[str, str, str]:
@@ -91,6 +101,7 @@ _ALL = (
     ),
     PromptFormat(
         "mistral", "[INST] ", " ", " [/INST]", "</s>", ("[INST]", "[/INST]", "<s>", "</s>"), "<s>",
+        margin=(" ", ""),
     ),
 )
 FORMATS: dict[str, PromptFormat] = {fmt.name: fmt for fmt in _ALL}
@@ -117,17 +128,28 @@ def filter_data(text: str, fmt: PromptFormat) -> str:
     an attacker nests them ("<data_de<data_delimiter>limiter>"), and time stays linear.
     Case-sensitive, as tokens are.
     """
-    by_last: dict[str, list[str]] = {}
-    for string in sorted(filter(None, fmt.reserved), key=len, reverse=True):
-        by_last.setdefault(string[-1], []).append(string)
+    found, by_last = _search(fmt.reserved)
+    if not found(text):
+        return text
     kept: list[str] = []
     for character in text:
         kept.append(character)
-        for string in by_last.get(character, ()):
-            if "".join(kept[-len(string):]) == string:
-                del kept[-len(string):]
+        for size, strings in by_last.get(character, ()):
+            if "".join(kept[-size:]) in strings:
+                del kept[-size:]
                 break
     return "".join(kept)
+
+
+@functools.lru_cache(maxsize=64)
+def _search(reserved: tuple[str, ...]):
+    """A search for any of the strings; by last character, (length, strings), long ones first."""
+    by_last: dict[str, dict[int, set[str]]] = {}
+    for string in sorted(filter(None, reserved), key=len, reverse=True):
+        by_last.setdefault(string[-1], {}).setdefault(len(string), set()).add(string)
+    pattern = "|".join(map(re.escape, filter(None, reserved)))
+    return (re.compile(pattern or r"(?!)").search,
+            {last: tuple(sizes.items()) for last, sizes in by_last.items()})
 
 
 def render(fmt: PromptFormat, instruction: str, data: str = "", frontend: bool = True) -> str:
@@ -135,7 +157,7 @@ def render(fmt: PromptFormat, instruction: str, data: str = "", frontend: bool =
 
     Models should get `encode`: in one text, nothing tells a delimiter from the attacker's copy.
     """
-    return "".join(text for text, _ in _segments(fmt, instruction, data, frontend))
+    return "".join(_segments(fmt, instruction, data, frontend))
 
 
 def messages_to_parts(messages: Sequence[dict]) -> tuple[str, str]:
@@ -156,17 +178,26 @@ def encode(
 ) -> EncodedPrompt:
     """The prompt as ids with roles; every segment is tokenized apart from its neighbours.
 
-    So no token joins data to a delimiter, and a role is exact. With the front-end, special tokens
-    spelled in the data become ordinary pieces; without it they become the real ids, which is the
-    vulnerability. Tokenizers that put a space before a text do so for each segment.
+    So no token joins data to a delimiter, and a role is exact; only the space in which a delimiter
+    ends ("[INST] ") goes to the text after it, as tokenizers that join spaces to words read it.
+    With the front-end, added tokens spelled in the data become ordinary pieces; without it they
+    become the real ids, which is the vulnerability.
+
+    Raises ValueError if the data could be read as a delimiter in spite of the front-end, and if
+    the tokenizer cannot write the format.
     """
-    ids: list[int] = []
-    roles: list[str] = []
-    for text, role in _segments(fmt, instruction, data, frontend):
-        piece = _tokenize(tokenizer, text, plain=frontend and role == "data")
-        ids += piece
-        roles += [role] * len(piece)
-    return EncodedPrompt(tuple(ids), tuple(roles))
+    layout = _layout(tokenizer, fmt)
+    instruction, data = _contents(fmt, instruction, data, frontend)
+    parts = [(layout.instruction, "delimiter"),
+             *_roles(tokenizer, layout, "instruction", instruction)]
+    if data:
+        read = _roles(tokenizer, layout, "data", data, "blank" if frontend else "all")
+        if frontend:
+            _refuse_forged(tokenizer, layout, data, read[1][0])
+        parts += [(layout.data, "delimiter"), *read]
+    parts.append((layout.response if data else layout.alone, "delimiter"))
+    return EncodedPrompt(tuple(i for ids, _ in parts for i in ids),
+                         tuple(role for ids, role in parts for _ in ids))
 
 
 def encode_response(tokenizer, fmt: PromptFormat, answer: str) -> tuple[int, ...]:
@@ -175,46 +206,154 @@ def encode_response(tokenizer, fmt: PromptFormat, answer: str) -> tuple[int, ...
     Special tokens spelled in the answer become ordinary pieces, so the end token is the only one.
     Raises ValueError if the end string is not one token of the tokenizer.
     """
-    end = _tokenize(tokenizer, fmt.end, plain=False)
-    if len(end) != 1 or end[0] == tokenizer.unk_token_id:
-        raise ValueError(f"{fmt.end!r}, the end of format {fmt.name!r}, is not one token of this "
-                         "tokenizer; use for_tokenizer(fmt, tokenizer).")
-    return (*_tokenize(tokenizer, answer, plain=True), *end)
+    layout = _layout(tokenizer, fmt)
+    answer = answer.strip() if "response" in fmt.trimmed else answer
+    text = fmt.margin[0] + answer + fmt.margin[1]
+    read = reader(tokenizer, "unspecial", "response" in layout.spaced)
+    return (*read.ids(text), cached(tokenizer, ("end", fmt), lambda: _end(tokenizer, fmt)))
 
 
 def audit(tokenizer, fmt: PromptFormat, encoded: EncodedPrompt) -> list[int]:
     """Positions of data tokens (from 0) that are, or are part of, something reserved.
 
-    Reserved are the tokenizer's special ids and the id sequences of the format's reserved strings.
-    An empty list means that the data cannot be read as a delimiter; with the front-end it is empty.
-    For reserved strings of ordinary text a sequence may also be spelled by other ids, unseen here.
+    Reserved are the ids of the tokenizer's added tokens, unless they are whitespace, and the id
+    sequences of the format's reserved strings. An empty list means that the data cannot be read as
+    a delimiter; `encode` refuses other data if the front-end is on. For reserved strings of
+    ordinary text a sequence may also be spelled by other ids, unseen here.
     """
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    found = {i for i, token in enumerate(encoded.ids) if token in special}
-    for string in fmt.reserved:
-        sequence = tuple(_tokenize(tokenizer, string, plain=False))
-        if sequence and tokenizer.unk_token_id not in sequence:
-            found |= _occurrences(encoded.ids, sequence)
-    return sorted(i for i in found if encoded.roles[i] == "data")
+    layout = _layout(tokenizer, fmt)
+    return [i for i in _reserved_positions(layout, encoded.ids) if encoded.roles[i] == "data"]
 
 
-def _segments(fmt, instruction, data, frontend) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class _Layout:
+    """A format in the ids of a tokenizer.
+
+    `spaced` are the slots before which the tokenizer writes a space of its own; `lead` maps a slot
+    to the spaces that go to its text from the delimiter before. `marks` are the reserved strings of
+    ordinary text, as the vocabulary sees them.
+    """
+
+    instruction: tuple[int, ...]
+    data: tuple[int, ...]
+    response: tuple[int, ...]
+    alone: tuple[int, ...]
+    spaced: frozenset[str]
+    lead: dict[str, str]
+    reserved: frozenset[int]
+    sequences: tuple[tuple[int, ...], ...]
+    marks: tuple[str, ...]
+
+
+def _layout(tokenizer, fmt: PromptFormat) -> _Layout:
+    return cached(tokenizer, fmt, lambda: _make_layout(tokenizer, fmt))
+
+
+def _make_layout(tokenizer, fmt: PromptFormat) -> _Layout:
+    """Tokenizes whole prompts with the words below, and takes their ids out of the result."""
+    texts = {"instruction": fmt.begin + fmt.instruction, "data": fmt.data}
+    lead = {slot: text[len(text.rstrip(" ")):] for slot, text in texts.items()}
+    words = {slot: lead[slot] + word for slot, word in _WORDS.items()}
+    head = texts["instruction"] + _WORDS["instruction"]
+    whole = head + texts["data"] + _WORDS["data"] + fmt.response
+    spaced: set[str] = set()
+    first, second, response = _cut(tokenizer, fmt, whole, words, spaced)
+    _, alone = _cut(tokenizer, fmt, head + (fmt.alone or fmt.response),
+                    {"instruction": words["instruction"]}, spaced)
+    answer = "".join((fmt.margin[0], "fig", fmt.margin[1]))
+    ids, written = (reader(tokenizer, prefix=True).ids(text) for text in (whole, whole + answer))
+    if written == ids + reader(tokenizer, prefix=True).ids(answer):
+        spaced.add("response")
+    known = set(added_tokens(tokenizer).values())
+    marks = [string for string in filter(None, fmt.reserved) if string not in known]
+    read = reader(tokenizer)
+    sequences = [tuple(read.ids(string)) for string in marks]
+    return _Layout(
+        first, second, response, alone, frozenset(spaced), lead,
+        frozenset(added_tokens(tokenizer)) - added_tokens(tokenizer, "blank").keys()
+        - {tokenizer.unk_token_id},
+        tuple(s for s in sequences if s and tokenizer.unk_token_id not in s),
+        tuple(map(read.normalized, marks)),
+    )
+
+
+_WORDS = {"instruction": "zebra", "data": "quartz"}  # in no delimiter
+
+
+def _cut(tokenizer, fmt, whole: str, words: dict[str, str], spaced: set[str]) -> list[tuple]:
+    """The ids around the words; notes the slots where the tokenizer writes its own space."""
+    rest = tuple(reader(tokenizer, prefix=True).ids(whole))
+    if tokenizer.unk_token_id in rest:
+        raise ValueError(f"this tokenizer lacks characters of format {fmt.name!r}: it reads "
+                         f"{tokenizer.decode(rest)!r}; choose another format")
+    pieces = []
+    for slot, word in words.items():
+        found = {}
+        for prefix in (False, True):
+            ids = tuple(reader(tokenizer, prefix=prefix).ids(word))
+            found |= {at: (prefix, ids) for at in _starts(rest, ids)[:1] if at not in found}
+        if not found:
+            raise ValueError(f"this tokenizer joins delimiters of format {fmt.name!r} to the text "
+                             f"between them, {tokenizer.decode(rest)!r}; choose another format")
+        at = min(found)
+        prefix, ids = found[at]
+        spaced |= {slot} if prefix else set()
+        pieces.append(rest[:at])
+        rest = rest[at + len(ids):]
+    return [*pieces, rest]
+
+
+def _end(tokenizer, fmt: PromptFormat) -> int:
+    end = reader(tokenizer).ids(fmt.end)
+    if len(end) != 1 or end[0] == tokenizer.unk_token_id:
+        raise ValueError(f"{fmt.end!r}, the end of format {fmt.name!r}, is not one token of this "
+                         "tokenizer; use for_tokenizer(fmt, tokenizer).")
+    return end[0]
+
+
+def _roles(tokenizer, layout: _Layout, slot: str, text: str, added: str = "all") -> list[tuple]:
+    """(ids, role) of the delimiter's last space, unless a token joins it to the text, and of the
+    text."""
+    read, lead = reader(tokenizer, added, slot in layout.spaced), layout.lead[slot]
+    ids, space = read.ids(lead + text), read.ids(lead)
+    border = len(space) if ids[: len(space)] == space else 0
+    return [(ids[:border], "delimiter"), (ids[border:], slot)]
+
+
+def _refuse_forged(tokenizer, layout: _Layout, data: str, ids: Sequence[int]) -> None:
+    found = [tokenizer.decode([ids[i]]) for i in _reserved_positions(layout, ids)]
+    read = reader(tokenizer, "blank")
+    if not found and read.backend.normalizer:  # which may turn other characters into a mark
+        normalized = read.normalized(data)
+        found = [mark for mark in layout.marks if mark in normalized]
+    if found:
+        raise ValueError(f"the tokenizer reads {found[0]!r} in the data {data[:60]!r}, which the "
+                         "format reserves; remove these data")
+
+
+def _contents(fmt, instruction: str, data: str, frontend: bool) -> tuple[str, str]:
     data = filter_data(data, fmt) if frontend else data
-    segments = [(fmt.begin + fmt.instruction, "delimiter"), (instruction, "instruction")]
-    if data:
-        segments += [(fmt.data, "delimiter"), (data, "data")]
-    return segments + [(fmt.response, "delimiter")]
+    return tuple(text.strip() if slot in fmt.trimmed else text
+                 for slot, text in (("instruction", instruction), ("data", data)))
 
 
-def _tokenize(tokenizer, text: str, plain: bool) -> list[int]:
-    """Ids of a text; `plain` reads special tokens as ordinary characters."""
-    if not text:
-        return []
-    # Said in both cases: without it the tokenizer's own attribute would decide.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+def _segments(fmt, instruction, data, frontend) -> list[str]:
+    instruction, data = _contents(fmt, instruction, data, frontend)
+    head = [fmt.begin + fmt.instruction, instruction]
+    return head + ([fmt.data, data, fmt.response] if data else [fmt.alone or fmt.response])
 
 
-def _occurrences(ids: tuple[int, ...], sequence: tuple[int, ...]) -> set[int]:
-    size = len(sequence)
-    starts = (i for i in range(len(ids) - size + 1) if ids[i : i + size] == sequence)
-    return {position for start in starts for position in range(start, start + size)}
+def _reserved_positions(layout: _Layout, ids: Sequence[int]) -> list[int]:
+    present = set(ids)
+    found = set()
+    if not layout.reserved.isdisjoint(present):
+        found |= {i for i, token in enumerate(ids) if token in layout.reserved}
+    for sequence in layout.sequences:
+        if present.issuperset(sequence):
+            found |= {at + k for at in _starts(ids, sequence) for k in range(len(sequence))}
+    return sorted(found)
+
+
+def _starts(ids: Sequence[int], sequence: tuple[int, ...]) -> list[int]:
+    size, ids = len(sequence), tuple(ids)
+    return [i for i in range(len(ids) - size + 1) if ids[i : i + size] == sequence]
