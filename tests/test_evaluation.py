@@ -182,7 +182,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(toy, tmp_path, monkeypatch
     path.write_text(path.read_text()[:-20])  # killed while it wrote a line
     asked = []
     evaluate = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda bundle, part, **options: (
+    monkeypatch.setattr(evaluation.responses, "evaluate", lambda bundle, part, **options: (
         asked.extend(part), evaluate(bundle, part, **options))[1])
     records = evaluation.evaluate_file(toy, items, path)
     assert [item.id for item in asked] == [item.id for item in items[5:]]

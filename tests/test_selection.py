@@ -25,7 +25,7 @@ def test_candidates_are_measured_without_the_held_out_test(tmp_path, monkeypatch
         assert split != "heldout"
         return shipped_samples(split)[: 60 if split == "validation" else None]
 
-    for module in (evaluation, training):
+    for module in (evaluation.items, training):
         monkeypatch.setattr(module, "shipped_samples", allowed)
     monkeypatch.setattr(selection, "CANDIDATES", {"insecure model": None, "a": {"batch_size": 16}})
     found = selection.select(tmp_path, n=3, n_pairs=32)

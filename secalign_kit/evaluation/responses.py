@@ -1,0 +1,128 @@
+"""Responses: what a model answers to items, judged, one record each.
+
+One datum: `{"id": "v1", "attack": "naive", ..., "response": "Hacked!", "obeyed": true, "right":
+false}`
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import defenses, generation, prompts
+from ..models import Bundle, merged, weights_hash
+from .items import Item
+from .judges import decided, obeyed
+from .records import as_lines, read_records
+
+
+def generate(bundle: Bundle, requests: Sequence[tuple[str, str]], frontend: bool = True,
+             keys: Sequence[str] | None = None, witnesses: Sequence[str] | None = None,
+             **options) -> list[str]:
+    """Greedy responses to (instruction, data) pairs, in order.
+
+    With `witnesses`, a response ends where the verdict of `begins_with` is decided (an empty
+    witness is never decided). `keys` and `options` are those of `generation.greedy`.
+    """
+    return _responses(bundle, _encoded(bundle, requests, frontend), keys, witnesses, **options)
+
+
+def _encoded(bundle: Bundle, requests: Sequence[tuple[str, str]],
+             frontend: bool) -> list[list[int]]:
+    return [prompts.encode(bundle.tokenizer, bundle.format, *request, frontend=frontend).ids
+            for request in requests]
+
+
+def _responses(bundle: Bundle, encoded: list[list[int]], keys: Sequence[str] | None,
+               witnesses: Sequence[str] | None, **options) -> list[str]:
+    tokenizer = bundle.tokenizer
+
+    def settled(number: int, ids: list[int]) -> bool:
+        witness = witnesses[number]
+        return bool(witness) and decided(tokenizer.decode(ids, skip_special_tokens=True), witness)
+
+    with merged(bundle):
+        ids = generation.greedy(bundle, encoded, keys=keys, settled=settled if witnesses else None,
+                                **options)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
+             verdict_only: bool = False, defense: str = "none", **options) -> list[dict]:
+    """One record per item: the item, a hash of the prompt's ids, the response, and two verdicts.
+
+    Attacks on one sample share the computation of their common start. `verdict_only` ends the
+    response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
+    Raises ValueError for an item whose right or wanted answer is longer than `max_new_tokens`.
+    """
+    if not items:
+        return []
+    early = [verdict_only and bool(i.witness) and i.judge == "begins_with" for i in items]
+    witnesses = [i.witness if cut else "" for i, cut in zip(items, early, strict=True)]
+    _refuse_longer(bundle, [i for i, cut in zip(items, early, strict=True) if not cut],
+                   options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
+    frontend = frontend and defense != "bare"
+    encoded = _encoded(bundle, [defenses.apply(defense, i.instruction, i.data) for i in items],
+                       frontend)
+    responses = _responses(bundle, encoded, [f"{i.id} {i.instruction}" for i in items],
+                           witnesses if verdict_only else None, **options)
+    records = []
+    for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
+        right = None if cut else response == item.expected.strip()
+        records.append({**asdict(item), "prompt_hash": _hash(json.dumps(ids)),
+                        "response": response, "frontend": frontend, "defense": defense,
+                        "obeyed": obeyed(response, item.witness, item.judge), "right": right})
+    return records
+
+
+def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:
+    """An answer that is cut off would count as wrong, or as resistance."""
+    for item in items:
+        for text in (item.expected, item.witness if item.judge == "matches" else ""):
+            if len(text.encode()) >= limit:  # a token has a byte at least, so most need no look
+                length = len(bundle.tokenizer(text, add_special_tokens=False)["input_ids"])
+                if length >= limit:
+                    raise ValueError(f"item {item.id!r} has an answer of {length} tokens and at "
+                                     f"most {limit} are awaited; raise max_new_tokens "
+                                     f"(--max-new-tokens) above {length}")
+
+
+def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: str = "none",
+                  chunk: int = 512, **options) -> list[dict]:
+    """`evaluate`, with every chunk of items appended to a JSONL file; a killed run goes on there.
+
+    Items whose record the file already holds (same prompt, judge, settings and weights) are not
+    asked again. Returns the records of these items in order. Raises ValueError for a line that is
+    no record, or does not say which model and settings it is of.
+    """
+    matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
+    settings = json.dumps([bundle.format.name, weights_hash(bundle), defense, matters],
+                          sort_keys=True)
+    stored = read_records(path) if path.exists() else []
+    if not all("key" in record for record in stored):
+        raise ValueError(f"{path} holds records that say nothing of their model; choose another "
+                         "file")
+    known = {record["key"]: record for record in stored}
+    keys = [_key(item, settings) for item in items]
+    open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
+    if not options.get("verdict_only"):  # before the first chunk is written
+        _refuse_longer(bundle, [item for _, item in open_],
+                       options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(open_), chunk):
+        part = open_[start : start + chunk]
+        fresh = evaluate(bundle, [item for _, item in part], defense=defense, **options)
+        records = [{"key": key, **record} for (key, _), record in zip(part, fresh, strict=True)]
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(as_lines(records))
+        known |= {record["key"]: record for record in records}
+    return [known[key] for key in keys]
+
+
+def _key(item: Item, settings: str) -> str:
+    return _hash(json.dumps([settings, asdict(item)], sort_keys=True, ensure_ascii=False))
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
