@@ -170,6 +170,7 @@ def step_seconds(size: str, prompt: int, response: int, batch: int, rounds: int)
             batch_size=batch, max_length=prompt + 2 * response, shared_prefix=shared,
             lora_targets=("q_proj", "v_proj"))
         trainer = training.build_trainer(config, bundle, rows, Path(tempfile.mkdtemp()))
+        trainer.precompute_ref_logps = True  # TRL too reads the reference from the rows
         inputs = trainer._prepare_inputs(trainer.data_collator(list(rows)))
 
         def step(number: int, trainer=trainer, inputs=inputs, name=name) -> float:

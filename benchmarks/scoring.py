@@ -17,7 +17,7 @@ def pairs_against_trl(rounds: int, n_pairs: int = 600) -> Result:
     """Both responses of a pair: `score_pairs` and TRL's own reference precomputation."""
     config = config_of(n_pairs, False, 5)
     bundle = models.load("toy", four_bit=False)
-    encoded = training.encode_pairs(bundle, training.training_pairs(config), config.max_length)
+    encoded = logprobs.encode_pairs(bundle, training.training_pairs(config), config.max_length)
     rows = training.prepare(config, bundle, training.training_pairs(config), progress=False)
     plain = rows.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
     trainer = training.build_trainer(config.replace(shared_prefix=False), bundle, rows,
@@ -27,7 +27,7 @@ def pairs_against_trl(rounds: int, n_pairs: int = 600) -> Result:
 
     def ours(number: int) -> float:
         with models.insecure(bundle):
-            spent, found["ours"] = timed(lambda: training.score_pairs(bundle, encoded))
+            spent, found["ours"] = timed(lambda: logprobs.score_pairs(bundle, encoded))
         return spent
 
     def theirs(number: int) -> float:
@@ -50,8 +50,7 @@ def many_against_loop(rounds: int, prompts: int = 24, count: int = 8) -> Result:
     """`count` responses to each prompt: one cache each, and a forward pass per response."""
     bundle = models.load("toy", four_bit=False)
     pairs = training.training_pairs(config_of(prompts * count, False, 6))
-    rows = training.encode_pairs(bundle, pairs,
-                                 256)
+    rows = logprobs.encode_pairs(bundle, pairs, 256)
     heads = [row["prompt_ids"] for row in rows[:prompts]]
     responses = [[row["chosen_ids"] for row in rows[k::prompts]] for k in range(prompts)]
     found = {}

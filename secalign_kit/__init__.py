@@ -9,8 +9,8 @@ The data's journey, which is also the order in which modules may import one anot
     models         presets, 4-bit, adapters and their strength
     preference     response log-probs, the DPO loss and its relatives
     shared_prefix  both responses of a pair in one sequence
+    logprobs       log p(chosen) and log p(rejected) of pairs, and their shift
     training       DPO with LoRA on a 4-bit model
-    logprobs       the shift of log p(chosen) and log p(rejected)
     defenses       what a prompt can say against injections
     evaluation     attack success rate and utility
     figures        pictures of all this

@@ -77,9 +77,9 @@ class RunConfig:
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), sft (StruQ) or one of "
                              f"{', '.join(LOSSES)}")
-        if not self.shared_prefix and (self.loss == "sft" or self.sft_weight):
-            raise ValueError("shared_prefix false means TRL's own trainers, which know no loss sft "
-                             "and no sft_weight; leave it true")
+        if not self.shared_prefix and (self.loss not in ("dpo", "ipo") or self.sft_weight):
+            raise ValueError("shared_prefix false means TRL's own DPO step, for loss dpo or ipo "
+                             "without sft_weight; leave it true for others")
         if self.loss == "kto" and self.batch_size < 2:
             raise ValueError("batch_size is 1; loss kto compares with other pairs of a batch, give "
                              "2 or more")

@@ -1,4 +1,4 @@
-"""The shift: log p(chosen) and log p(rejected), before and after, per response and per token.
+"""Log p(chosen) and log p(rejected): of encoded pairs, and their shift by training.
 
 One datum: `{"id": 3, "attack": "naive", "chosen_before": -4.1, "chosen_after": -0.2,
 "rejected_before": -0.9, "rejected_after": -41.0}`, summed nats per response.
@@ -6,16 +6,96 @@ One datum: `{"id": 3, "attack": "naive", "chosen_before": -4.1, "chosen_after": 
 Before is the bundle without its adapter, after with it: one model, one pass over the pairs.
 """
 
+import contextlib
+import functools
 from collections.abc import Sequence
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from tqdm.auto import tqdm
 
-from . import shared_prefix
+from . import prompts, shared_prefix
 from .models import Bundle, insecure
-from .training import collated, encode_pair, encode_pairs, score_shift
+
+
+def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, rejected: str) -> dict:
+    """Token ids of prompt, chosen and rejected, encoded apart."""
+    tokenizer, form = bundle.tokenizer, bundle.format
+    return {
+        "prompt_ids": list(prompts.encode(tokenizer, form, instruction, data).ids),
+        "chosen_ids": list(prompts.encode_response(tokenizer, form, chosen)),
+        "rejected_ids": list(prompts.encode_response(tokenizer, form, rejected)),
+    }
+
+
+def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict]:
+    """`encode_pair` of every pair, none of them cut.
+
+    Raises ValueError naming the first pairs that are longer than `max_length` tokens: a cut prompt
+    loses its instruction, a cut response its end.
+    """
+    rows, long = [], []
+    for number, pair in enumerate(dataset):
+        responses = (pair[side][0]["content"] for side in ("chosen", "rejected"))
+        row = encode_pair(bundle, *prompts.messages_to_parts(pair["prompt"]), *responses)
+        prompt, chosen, rejected = map(len, as_pair(row))
+        if prompt + max(chosen, rejected) > max_length:
+            long.append(number)
+        rows.append(row)
+    if long:
+        raise ValueError(
+            f"{len(long)} of {len(rows)} pairs are longer than max_length={max_length} tokens "
+            f"(first: row {long[0]}); raise max_length or drop these pairs, none is cut silently"
+        )
+    return rows
+
+
+def as_pair(row: dict) -> shared_prefix.Pair:
+    return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+
+
+def collated(bundle: Bundle, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """The rows as one shared-prefix batch on the bundle's device."""
+    batch = shared_prefix.collate([as_pair(row) for row in rows], bundle.tokenizer.pad_token_id)
+    return {key: value.to(bundle.device) for key, value in batch.items()}
+
+
+def score_pairs(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64,
+                progress: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log p(chosen), log p(rejected) of encoded pairs in nats, [n] and [n]."""
+    scores = _scores(bundle, rows, [contextlib.nullcontext], batch_size, progress)
+    return scores[0, 0], scores[0, 1]
+
+
+def score_shift(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64) -> torch.Tensor:
+    """The same without the adapter and with it, in one pass over the pairs.
+
+    [2, 2, n] in nats: before and after, chosen and rejected.
+    """
+    states = [functools.partial(insecure, bundle), contextlib.nullcontext]
+    return _scores(bundle, rows, states, batch_size)
+
+
+@torch.no_grad()
+def _scores(bundle: Bundle, rows: Sequence[dict], states: Sequence, batch_size: int,
+            progress: str = "") -> torch.Tensor:
+    """[states, 2, n]; each batch is collated once and read in every state of the model."""
+    order = sorted(range(len(rows)), key=lambda k: sum(map(len, as_pair(rows[k]))))
+    scores = torch.zeros(len(states), 2, len(rows))
+    training = bundle.model.training
+    bundle.model.eval()
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress,
+                      leave=False):
+        index = order[start : start + batch_size]
+        batch = collated(bundle, [rows[k] for k in index])
+        for found, state in zip(scores, states, strict=True):
+            with state():
+                both = shared_prefix.pair_logprobs(bundle.model, batch)
+            found[:, index] = torch.stack(both).cpu()
+    bundle.model.train(training)
+    return scores
 
 
 def shift_table(bundle: Bundle, dataset: Dataset, max_length: int = 512) -> pd.DataFrame:

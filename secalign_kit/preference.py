@@ -183,6 +183,20 @@ LOSSES: dict[str, PairLoss] = {"dpo": sigmoid_loss, "ipo": ipo_loss, "orpo": orp
                                "kto": kto_loss, "simpo": simpo_loss}
 
 
+def batch_loss(scores: PairScores, name: str, beta: float, sft_weight: float = 0.0) -> torch.Tensor:
+    """The scalar that a training step minimizes over B pairs.
+
+    The mean of a loss of `LOSSES`, or "sft": supervised fine-tuning on the chosen responses, their
+    mean negative log p per token in nats, as StruQ does (arXiv 2402.06363, section 4.5).
+    `sft_weight` adds that many times the same mean to another loss; 0 is the paper's.
+    """
+    supervised = -scores.chosen.sum() / scores.chosen_tokens.sum()
+    if name == "sft":
+        return supervised
+    preferred = LOSSES[name](scores, beta).mean()
+    return preferred + sft_weight * supervised if sft_weight else preferred
+
+
 def _log1mexp(x: torch.Tensor) -> torch.Tensor:
     """log(1 - exp(x)) for x < 0, each half of the range by the form that keeps its digits."""
     x = x.clamp(max=-1e-7)  # a certain token has log p 0, and infinite odds

@@ -4,26 +4,25 @@ One datum of the log: `{"step": 40, "loss": 0.21, "margin": 3.4, "chosen_logprob
 "rejected_logprob": -31.2}`, log-probs in summed nats per response, mean of a fixed probe set
 (`chosen_logprobs` and `rejected_logprobs` list its pairs).
 
-TRL's `DPOTrainer` does the training; `SharedPrefixDPOTrainer` changes how a batch's log-probs are
-computed (see `shared_prefix`), not what they are. The reference is the model without its adapter
-(no second model in memory), its log-probs are computed once before training.
+What happens in one training step stands in `PairTrainer.compute_loss`; it reads the log-probs of
+`shared_prefix` and the loss of `preference`. All around it (adapter, optimizer, checkpoints) is
+TRL's `DPOTrainer`. The reference is the model without its adapter (no second model in memory); its
+log-probs are computed once, before training.
 
 The losses that the paper compares with (`preference.LOSSES`: IPO, ORPO, KTO, SimPO) and StruQ's
 supervised one run on the same forward pass, so that they differ in nothing but the loss.
 
-With `shared_prefix: false`, TRL's own trainers are used as they are (`DPOTrainer` for DPO and IPO,
-`KTOTrainer`, `ORPOTrainer`, and `CPOTrainer` for SimPO), and a warning says so. They know no
-`sft_weight`.
+With `shared_prefix: false`, TRL's own step and loss are used as they are, for DPO and IPO, and a
+warning says so.
 
-Limits: one process on one device.
+Limits: one process on one device. One method of TRL that is not public is overridden,
+`_prepare_dataset`; `pyproject.toml` names the versions of TRL that this was tested with.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
-import os
 import platform
 import time
 import warnings
@@ -36,18 +35,20 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors import safe_open
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from transformers import PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer
 
-from . import generation, models, pairs, preference, prompts, shared_prefix
+from . import generation, models, pairs, preference, shared_prefix
 from .config import RunConfig
+from .logprobs import as_pair, encode_pairs, score_pairs
 from .models import Bundle
 from .preference import PairScores, dpo_loss
 from .samples import Sample, shipped_samples, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")  # TRL's names
 
 
 @dataclass
@@ -58,84 +59,6 @@ class Run:
     metrics: list[dict]
     folder: Path
     seconds: float
-
-
-def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, rejected: str) -> dict:
-    """Token ids of prompt, chosen and rejected, encoded apart."""
-    tokenizer, form = bundle.tokenizer, bundle.format
-    return {
-        "prompt_ids": list(prompts.encode(tokenizer, form, instruction, data).ids),
-        "chosen_ids": list(prompts.encode_response(tokenizer, form, chosen)),
-        "rejected_ids": list(prompts.encode_response(tokenizer, form, rejected)),
-    }
-
-
-def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict]:
-    """`encode_pair` of every pair, none of them cut.
-
-    Raises ValueError naming the first pairs that are longer than `max_length` tokens: a cut prompt
-    loses its instruction, a cut response its end.
-    """
-    rows, long = [], []
-    for number, pair in enumerate(dataset):
-        responses = (pair[side][0]["content"] for side in ("chosen", "rejected"))
-        row = encode_pair(bundle, *prompts.messages_to_parts(pair["prompt"]), *responses)
-        prompt, chosen, rejected = map(len, as_pair(row))
-        if prompt + max(chosen, rejected) > max_length:
-            long.append(number)
-        rows.append(row)
-    if long:
-        raise ValueError(
-            f"{len(long)} of {len(rows)} pairs are longer than max_length={max_length} tokens "
-            f"(first: row {long[0]}); raise max_length or drop these pairs, none is cut silently"
-        )
-    return rows
-
-
-def as_pair(row: dict) -> shared_prefix.Pair:
-    return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
-
-
-def collated(bundle: Bundle, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """The rows as one shared-prefix batch on the bundle's device."""
-    batch = shared_prefix.collate([as_pair(row) for row in rows], bundle.tokenizer.pad_token_id)
-    return {key: value.to(bundle.device) for key, value in batch.items()}
-
-
-def score_pairs(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64,
-                progress: str = "") -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log p(chosen), log p(rejected) of encoded pairs in nats, [n] and [n]."""
-    scores = _scores(bundle, rows, [contextlib.nullcontext], batch_size, progress)
-    return scores[0, 0], scores[0, 1]
-
-
-def score_shift(bundle: Bundle, rows: Sequence[dict], batch_size: int = 64) -> torch.Tensor:
-    """The same without the adapter and with it, in one pass over the pairs.
-
-    [2, 2, n] in nats: before and after, chosen and rejected.
-    """
-    states = [functools.partial(models.insecure, bundle), contextlib.nullcontext]
-    return _scores(bundle, rows, states, batch_size)
-
-
-@torch.no_grad()
-def _scores(bundle: Bundle, rows: Sequence[dict], states: Sequence, batch_size: int,
-            progress: str = "") -> torch.Tensor:
-    """[states, 2, n]; each batch is collated once and read in every state of the model."""
-    order = sorted(range(len(rows)), key=lambda k: sum(map(len, as_pair(rows[k]))))
-    scores = torch.zeros(len(states), 2, len(rows))
-    training = bundle.model.training
-    bundle.model.eval()
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress,
-                      leave=False):
-        index = order[start : start + batch_size]
-        batch = collated(bundle, [rows[k] for k in index])
-        for found, state in zip(scores, states, strict=True):
-            with state():
-                both = shared_prefix.pair_logprobs(bundle.model, batch)
-            found[:, index] = torch.stack(both).cpu()
-    bundle.model.train(training)
-    return scores
 
 
 class LengthBuckets(Sampler):
@@ -167,134 +90,81 @@ class LengthBuckets(Sampler):
             yield from batch
 
 
-class SharedPrefixDPOTrainer(DPOTrainer):
-    """TRL's trainer on encoded pairs with reference log-probs, one sequence per pair.
+class EncodedDPOTrainer(DPOTrainer):
+    """TRL's trainer, its step and its loss, on pairs that are encoded already."""
 
-    `objective` is a name of `preference.LOSSES`, or "sft": supervised fine-tuning on the chosen
-    answers, the mean negative log p per chosen token, as StruQ does (arXiv 2402.06363, section
-    4.5). `sft_weight` adds that many times the same mean to a preference loss; 0 is the paper's.
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset  # by `logprobs.encode_pairs`: TRL would tokenize texts, and cut long ones
+
+    def get_train_dataloader(self) -> DataLoader:
+        lengths = [sum(map(len, as_pair(row))) for row in self.train_dataset]
+        size = self.args.train_batch_size
+        return self.accelerator.prepare(DataLoader(
+            self.train_dataset, size, sampler=LengthBuckets(lengths, size, self.args.seed),
+            collate_fn=self.data_collator))
+
+
+class PairTrainer(EncodedDPOTrainer):
+    """TRL's trainer with a step of our own: `collate` makes the batch, `compute_loss` the loss.
+
+    `objective` and `sft_weight` are those of `preference.batch_loss`.
     """
 
-    def __init__(self, *args, shared: bool = True, objective: str = "dpo",
-                 sft_weight: float = 0.0, **kwargs):
+    def __init__(self, *args, objective: str, sft_weight: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.precompute_ref_logps = True  # the dataset brings them
-        self.shared = shared
         self.objective, self.sft_weight = objective, sft_weight
-        if not self.shared and (sft_weight or objective not in ("dpo", "ipo")):
-            raise ValueError(f"TRL's own forward pass knows no sft_weight and no loss {objective}; "
-                             "set shared_prefix to true")
-        if self.shared:
-            self.data_collator = self._collate
+        self.noted: list[torch.Tensor] = []
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        return dataset  # encoded by `encode_pairs`, which keeps roles apart and never cuts
-
-    def _collate(self, rows):
-        pairs, pad = [as_pair(row) for row in rows], self._tokenizer.pad_token_id
-        batch = shared_prefix.collate(pairs, pad)
-        if self.objective == "kto":  # every prompt with the responses of the pair before it
-            before = [pairs[-1], *pairs[:-1]]
-            batch["mismatched"] = shared_prefix.collate(
-                [(pair[0], *other[1:]) for pair, other in zip(pairs, before, strict=True)], pad)
-        for key in ("ref_chosen_logps", "ref_rejected_logps"):
-            batch[key] = torch.tensor([row[key] for row in rows])
-        return batch
-
-    def _get_train_sampler(self, train_dataset=None):
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = [sum(map(len, as_pair(row))) for row in rows]
-        return LengthBuckets(lengths, self.args.train_batch_size, self.args.seed)
-
-    def _compute_loss(self, model, inputs, return_outputs):
-        if not self.shared:
-            return super()._compute_loss(model, inputs, return_outputs)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch of B pairs with N response tokens, a scalar."""
+        # log p of every response token under the policy, then of every response: [N], [B], [B]
         tokens = shared_prefix.token_logprobs(model, inputs)
-        sums = (*shared_prefix.sum_responses(tokens, inputs), inputs["ref_chosen_logps"],
-                inputs["ref_rejected_logps"])
-        if self.objective == "sft":
-            loss, sft_weight = 0.0, 1.0
-        else:
-            lengths = shared_prefix.sum_responses(torch.ones_like(tokens), inputs)
-            kl = self._drift(model, inputs["mismatched"]) if self.objective == "kto" else 0.0
-            losses = preference.LOSSES[self.objective](PairScores(*sums, *lengths, kl), self.beta)
-            loss, sft_weight = losses.mean(), self.sft_weight
-        if sft_weight:
-            loss = loss - sft_weight * tokens[inputs["rejected"] == 0].mean()
-        self._note(dpo_loss(*sums, self.beta)[1], *sums[:2])
-        return loss
+        chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
+        lengths = shared_prefix.sum_responses(torch.ones_like(tokens), inputs)
+        # under the reference, the model without its adapter, they were computed before training
+        reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        kl = self.drift(model, inputs["mismatched"]) if "mismatched" in inputs else 0.0
+        scores = PairScores(chosen, rejected, *reference, *lengths, kl)
+        self.note(scores)
+        return preference.batch_loss(scores, self.objective, self.args.beta, self.sft_weight)
 
     @torch.no_grad()
-    def _drift(self, model, batch) -> torch.Tensor:
+    def drift(self, model, batch) -> torch.Tensor:
         """KTO's reference point: how much likelier mismatched responses became, in nats, or 0."""
         policy = torch.cat(shared_prefix.pair_logprobs(model, batch))
         with self.accelerator.unwrap_model(model).disable_adapter():
             reference = torch.cat(shared_prefix.pair_logprobs(model, batch))
         return (policy - reference).mean().clamp(min=0)
 
-    def _note(self, margins, chosen, rejected) -> None:
-        """TRL's metric names; rewards are beta times the log-prob shift, whatever the loss."""
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["rewards/margins"].append(margins.mean().item())
-        metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
-        metrics["logps/chosen"].append(chosen.mean().item())
-        metrics["logps/rejected"].append(rejected.mean().item())
+    @torch.no_grad()
+    def note(self, scores: PairScores) -> None:
+        """Keeps a batch's `METRICS` [4] on their device, since reading a number waits for it."""
+        policy = scores.chosen, scores.rejected
+        reference = scores.ref_chosen, scores.ref_rejected
+        margins = dpo_loss(*policy, *reference, self.args.beta)[1]  # DPO's, whatever the loss
+        self.noted.append(torch.stack([margins, (margins > 0).float(), *policy]).mean(1))
+
+    def log(self, logs: dict, *args, **kwargs) -> None:
+        if self.noted:
+            logs |= zip(METRICS, torch.stack(self.noted).mean(0).tolist(), strict=True)
+            self.noted.clear()
+        super().log(logs, *args, **kwargs)
 
 
-class EncodedKTOTrainer(KTOTrainer):
-    """TRL's `KTOTrainer` on encoded pairs, each taken apart into a good and a bad response."""
+def collate(rows: Sequence[dict], pad: int, mismatched: bool = False) -> dict:
+    """A batch: `shared_prefix.collate` and the reference's log-probs.
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        size = args.per_device_train_batch_size // 2
-        rows: list[dict] = []
-        for start in range(0, len(dataset), size):
-            part = dataset.select(range(start, min(start + size, len(dataset)))).to_list()
-            # all good ones, then all bad ones: the one before a response is another pair's
-            batch = [{"prompt_ids": row["prompt_ids"], "completion_ids": row[f"{side}_ids"],
-                      "label": side == "chosen"} for side in ("chosen", "rejected") for row in part]
-            rows += [row | {"KL_completion_ids": batch[k - 1]["completion_ids"]}
-                     for k, row in enumerate(batch)]
-        return Dataset.from_list(rows)
-
-
-def encoded_row(self, feature: dict, model=None) -> dict:
-    """`tokenize_row` of TRL's pair trainers, for a pair that is encoded already."""
-    prompt = feature["prompt_ids"]
-    row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-    for side in ("chosen", "rejected"):
-        ids = feature[f"{side}_ids"]
-        row |= {f"{side}_input_ids": prompt + ids,
-                f"{side}_attention_mask": [1] * (len(prompt) + len(ids)),
-                f"{side}_labels": [-100] * len(prompt) + ids}
-    return row
-
-
-def trls_own(loss: str, beta: float) -> tuple[type, type, dict]:
-    """(trainer, arguments, further settings) of TRL for a loss of `preference.LOSSES`.
-
-    TRL's ORPO also learns the prompt's tokens; `preference.orpo_loss` learns the responses only.
-    The margins that TRL logs for ORPO and SimPO are of mean log-probs per token. Raises ValueError
-    for a loss that TRL has no trainer for.
+    With `mismatched`, which KTO needs, also every prompt with the responses of the pair before it.
     """
-    if loss in ("dpo", "ipo"):
-        return SharedPrefixDPOTrainer, DPOConfig, {
-            "loss_type": ["ipo" if loss == "ipo" else "sigmoid"], "beta": beta}
-    if loss == "kto":
-        return EncodedKTOTrainer, KTOConfig, {"beta": beta}
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns that its API may change
-    if loss == "orpo":
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-        trainer, arguments, settings = ORPOTrainer, ORPOConfig, {"beta": beta}
-    elif loss == "simpo":
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-        trainer, arguments = CPOTrainer, CPOConfig
-        settings = {"beta": beta, "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5}
-    else:
-        raise ValueError(f"TRL has no trainer for loss {loss!r}")
-    return type(f"Encoded{trainer.__name__}", (trainer,), {"tokenize_row": encoded_row}), \
-        arguments, settings
+    pairs = [as_pair(row) for row in rows]
+    batch = shared_prefix.collate(pairs, pad)
+    for key in ("ref_chosen_logps", "ref_rejected_logps"):
+        batch[key] = torch.tensor([row[key] for row in rows])
+    if mismatched:
+        before = [pairs[-1], *pairs[:-1]]
+        batch["mismatched"] = shared_prefix.collate(
+            [(pair[0], *other[1:]) for pair, other in zip(pairs, before, strict=True)], pad)
+    return batch
 
 
 class RunLog(TrainerCallback):
@@ -339,18 +209,17 @@ class RunLog(TrainerCallback):
         self.bar.close()
 
 
-def trainer_arguments(config: RunConfig, folder: Path, device: torch.device, kind: type = DPOConfig,
-                      half: bool = False, **settings) -> TrainingArguments:
+def trainer_arguments(config: RunConfig, folder: Path, device: torch.device,
+                      half: bool = False) -> DPOConfig:
     """Every TRL default that costs time or changes the method is set here.
 
     `half` is for models in fp16, whose gradients need scaling.
     """
-    arguments = kind(
+    arguments = DPOConfig(
         output_dir=str(folder / "checkpoints"),
+        beta=config.beta, loss_type=["ipo" if config.loss == "ipo" else "sigmoid"],
         learning_rate=config.learning_rate, lr_scheduler_type="cosine",
-        # KTO counts responses, the others pairs
-        per_device_train_batch_size=config.batch_size * (2 if kind is KTOConfig else 1),
-        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size, num_train_epochs=config.epochs,
         max_length=config.max_length, disable_dropout=config.lora_dropout == 0,
         gradient_accumulation_steps=config.accumulation,
         gradient_checkpointing=config.gradient_checkpointing,
@@ -359,7 +228,7 @@ def trainer_arguments(config: RunConfig, folder: Path, device: torch.device, kin
         logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
         seed=config.seed,
         save_strategy="steps", save_steps=config.save_steps, save_total_limit=1,
-        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0, **settings,
+        remove_unused_columns=False, dataloader_pin_memory=False, max_grad_norm=1.0,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one of several, where nobody asked for more
     return arguments
@@ -411,29 +280,32 @@ def content_hash(bundle: Bundle, rows: Sequence[dict]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path, callbacks=()):
+def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path,
+                  callbacks=()) -> EncodedDPOTrainer:
     """A trainer over the bundle's base model with a fresh LoRA; `bundle.model` becomes wrapped.
 
-    A `SharedPrefixDPOTrainer`, or TRL's own trainer where prefixes are not to be or cannot be
-    shared. Raises ValueError for what TRL's trainers do not know, and for a kto batch of one pair.
+    A `PairTrainer`, or TRL's own where prefixes are not to be shared. Raises ValueError for a kto
+    batch of one pair.
     """
     torch.manual_seed(config.seed)  # peft draws LoRA A from torch's generator
-    shared, half = config.shared_prefix, bundle.model.dtype == torch.float16
     if config.loss == "kto" and len(rows) % config.batch_size == 1:
         raise ValueError(f"{len(rows)} pairs in batches of {config.batch_size} leave one alone, "
                          "and loss kto compares pairs of a batch; change batch_size or n_pairs")
-    if not shared:
+    arguments = trainer_arguments(config, folder, bundle.device,
+                                  half=bundle.model.dtype == torch.float16)
+    common = dict(
+        args=arguments, train_dataset=rows, processing_class=bundle.tokenizer,
+        callbacks=list(callbacks), peft_config=models.lora(
+            config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets))
+    if config.shared_prefix:
+        batch = functools.partial(collate, pad=bundle.tokenizer.pad_token_id,
+                                  mismatched=config.loss == "kto")
+        trainer = PairTrainer(bundle.model, data_collator=batch, objective=config.loss,
+                              sft_weight=config.sft_weight, **common)
+    else:
         warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
                       stacklevel=2)
-    trainer_class, kind, settings = trls_own("dpo" if shared else config.loss, config.beta)
-    ours = {"shared": shared, "objective": config.loss, "sft_weight": config.sft_weight}
-    trainer = trainer_class(
-        bundle.model, args=trainer_arguments(config, folder, bundle.device, kind, half, **settings),
-        train_dataset=rows, processing_class=bundle.tokenizer, callbacks=list(callbacks),
-        peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_dropout,
-                                config.lora_targets),
-        **(ours if trainer_class is SharedPrefixDPOTrainer else {}),
-    )
+        trainer = EncodedDPOTrainer(bundle.model, **common)
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL casts the LoRA of quantized models to bf16

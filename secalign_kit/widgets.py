@@ -513,14 +513,14 @@ def measure_strengths(bundle: Bundle, n: int = 20, strengths: Sequence[float] = 
     The margin's reference is strength 0, the insecure model. Raises ValueError for n < 1.
     """
     items = _items(bundle, evaluation.ATTACKS, n)
-    rows = training.encode_pairs(bundle, training.probe_pairs(recipe("demo"), "heldout", n), 512)
+    rows = logprobs.encode_pairs(bundle, training.probe_pairs(recipe("demo"), "heldout", n), 512)
     with models.strength(bundle, 0.0):
-        reference = training.score_pairs(bundle, rows)
+        reference = logprobs.score_pairs(bundle, rows)
     points = []
     for value in progress(strengths):
         with models.strength(bundle, value):
             records = evaluation.evaluate(bundle, items, verdict_only=True)
-            policy = training.score_pairs(bundle, rows)
+            policy = logprobs.score_pairs(bundle, rows)
         margins = preference.dpo_loss(*policy, *reference, beta)[1]
         summary = evaluation.summarize(records)
         points.append(Point(value, summary["asr"], summary["clean_utility"],
@@ -580,11 +580,11 @@ class Live:
 
 def dial_prompt(bundle: Bundle, item: evaluation.Item, value: float, beta: float = 0.1) -> Live:
     """The answer and the margin against strength 0 of one prompt. ValueError without adapter."""
-    row = training.encode_pair(bundle, item.instruction, item.data, item.expected, item.witness)
+    row = logprobs.encode_pair(bundle, item.instruction, item.data, item.expected, item.witness)
     with models.strength(bundle, 0.0):
-        reference = [float(x[0]) for x in training.score_pairs(bundle, [row])]
+        reference = [float(x[0]) for x in logprobs.score_pairs(bundle, [row])]
     with models.strength(bundle, value):
-        policy = [float(x[0]) for x in training.score_pairs(bundle, [row])]
+        policy = [float(x[0]) for x in logprobs.score_pairs(bundle, [row])]
         answer = evaluation.generate(bundle, [(item.instruction, item.data)])[0]
     margin = preference.plain_dpo_loss(*policy, *reference, beta)[1]
     return Live(answer, verdict(answer, item.expected, item.witness), *policy, margin)

@@ -35,8 +35,9 @@ def test_text_from_the_command_line_takes_the_fields_type():
     ({"beta": "inf"}, "beta is inf"), ({"lora_targets": "[]"}, "empty"),
     ({"lora_targets": "q_proj"}, "lora_targets"), ({"beta": "[1"}, "no YAML"),
     ({"loss": "rlhf"}, "choose dpo"), ({"responses": "mine"}, "choose samples, or self"),
-    ({"loss": "sft", "shared_prefix": False}, "know no loss sft"),
-    ({"sft_weight": 1.0, "shared_prefix": False}, "and no sft_weight"),
+    ({"loss": "sft", "shared_prefix": False}, "for loss dpo or ipo"),
+    ({"loss": "kto", "shared_prefix": False}, "for loss dpo or ipo"),
+    ({"sft_weight": 1.0, "shared_prefix": False}, "without sft_weight"),
     ({"loss": "kto", "batch_size": 1}, "batch_size is 1"), ({"output": " "}, "output is empty"),
 ])
 def test_bad_values_are_refused_by_name(changes, said):

@@ -33,12 +33,12 @@ def test_the_diagram_in_numbers_the_preference_turns(secured):
 
 
 def test_scores_from_the_prompts_cache_are_those_of_whole_sequences(toy, tiny_config):
-    rows = training.encode_pairs(toy, training.probe_pairs(tiny_config, "validation", 9), 512)
+    rows = logprobs.encode_pairs(toy, training.probe_pairs(tiny_config, "validation", 9), 512)
     prompts = [row["prompt_ids"] for row in rows]
     responses = [[row["chosen_ids"], row["rejected_ids"], row["chosen_ids"]] for row in rows]
     responses[4] = responses[4][:1]
     scores = logprobs.score_responses(toy, prompts, responses, batch_size=4)
-    chosen, rejected = training.score_pairs(toy, rows)
+    chosen, rejected = logprobs.score_pairs(toy, rows)
     for k, found in enumerate(scores):
         wanted = [chosen[k], rejected[k], chosen[k]][: len(found)]
         assert found == pytest.approx([float(x) for x in wanted], abs=1e-3)

@@ -8,7 +8,7 @@ import ipywidgets
 import pandas as pd
 import pytest
 
-from secalign_kit import evaluation, figures, logprobs, models, training, widgets
+from secalign_kit import evaluation, figures, logprobs, models, widgets
 from secalign_kit.evaluation import rate
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 
@@ -418,6 +418,6 @@ def test_the_lens_shows_what_the_table_measures(secured):
     item = evaluation.diagram_item()
     table = logprobs.token_table(secured, item.instruction, item.data, item.expected, item.witness)
     view = widgets.token_lens(secured)
-    row = training.encode_pair(secured, item.instruction, item.data, item.expected, item.witness)
+    row = logprobs.encode_pair(secured, item.instruction, item.data, item.expected, item.witness)
     assert view.parts.token.max == len(row["chosen_ids"]) - 1
     assert widgets.lens_table(table) == view.twin()["text/html"]
