@@ -5,7 +5,7 @@ import tokenizer_kinds as kinds
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from secalign_kit import evaluation, models, shared_prefix, training
+from secalign_kit import evaluation, logprobs, models, shared_prefix
 from secalign_kit.chat_format import chat_format
 from secalign_kit.config import ALL_LINEAR
 from secalign_kit.samples import DATA, DINOSAUR_PAYLOAD
@@ -56,9 +56,9 @@ def test_a_missing_padding_token_is_replaced_by_the_end(tmp_path, pad):
         tokenizer.add_special_tokens({"pad_token": pad})
     bundle = models.load(folder_of(tmp_path, tokenizer, rows), four_bit=False)
     assert bundle.tokenizer.pad_token == bundle.format.end == "<|im_end|>"
-    rows = [training.encode_pair(bundle, "Count.", "red" * n, "2", "Hacked!") for n in (1, 9)]
-    alone = torch.stack([torch.cat(training.score_pairs(bundle, [row])) for row in rows], dim=1)
-    assert torch.allclose(torch.stack(training.score_pairs(bundle, rows)), alone, atol=1e-4)
+    rows = [logprobs.encode_pair(bundle, "Count.", "red" * n, "2", "Hacked!") for n in (1, 9)]
+    alone = torch.stack([torch.cat(logprobs.score_pairs(bundle, [row])) for row in rows], dim=1)
+    assert torch.allclose(torch.stack(logprobs.score_pairs(bundle, rows)), alone, atol=1e-4)
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_path):
