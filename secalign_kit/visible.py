@@ -42,15 +42,16 @@ def token_text(token: str) -> str:
     return one_line(token).replace(" ", "\u00b7") or "\u2205"
 
 
-def number(value: float, form: str = "z.2f") -> str:
-    """The number in a format of Python's, with a true minus sign; "z" writes no -0.00."""
-    return format(value, form).replace("-", "\u2212")
+def number(value: float, digits: int = 2, sign: str = "") -> str:
+    """The number with a true minus sign, and with none before zero; `sign="+"` writes a plus too.
+    """
+    return f"{value:{sign}z.{digits}f}".replace("-", "\u2212")
 
 
 def arrow(value: float) -> str:
     """A signed number of two decimals behind a triangle that points where it went."""
     sign = "\u25b2" if value > 0.005 else "\u25bc" if value < -0.005 else ""
-    return sign + number(value, "+z.2f")
+    return sign + number(value, sign="+")
 
 
 def _shown(character: str) -> str:

@@ -32,4 +32,5 @@ def test_hostile_text_shows_its_invisible_characters_and_cannot_open_a_tag(text)
 
 def test_numbers_have_a_true_minus_and_no_minus_before_zero():
     assert [number(x) for x in (-1.234, -0.001, 2)] == ["\u22121.23", "0.00", "2.00"]
+    assert number(2, 1, "+") == "+2.0"
     assert [arrow(x) for x in (-1, 1, -0.001)] == ["\u25bc\u22121.00", "\u25b2+1.00", "+0.00"]

@@ -11,6 +11,14 @@ import pytest
 from secalign_kit import evaluation, figures, logprobs, models, widgets
 from secalign_kit.evaluation import rate
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
+from secalign_kit.widgets.adapter_dial import Live, dial_prompt, dial_twin, live_html, sets_html
+from secalign_kit.widgets.attack_bench import bench_table, failing_html
+from secalign_kit.widgets.html import message_html, meters_html, prompt_html, table_html
+from secalign_kit.widgets.inputs import sample_items, verdict
+from secalign_kit.widgets.playground import play_html, role_spans
+from secalign_kit.widgets.token_lens import lens_table, tokens_html
+from secalign_kit.widgets.training_replay import read_metrics, recorded, replay_figure, replay_words
+from secalign_kit.widgets.view import WIDGET
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "\"' onmouseover='x",
@@ -112,22 +120,22 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_every_html_function_escapes_what_it_is_given(text):
     table = tokens(text)
-    live = widgets.Live(text, text, -1.0, -2.0, 0.5)
+    live = Live(text, text, -1.0, -2.0, 0.5)
     parts = [
-        widgets.prompt_html([(role, text) for role in ("instruction", "data", "injection")]),
-        widgets.table_html((text, text), [(text, text)], text), widgets.message_html(text),
-        widgets.meters_html([(text, 0.5, text)], text), widgets.lens_table(table),
-        widgets.tokens_html(table[table["response"] == "chosen"], 0),
-        widgets.live_html(live, 0.5), widgets.bench_table(records(text)),
-        *(widgets.failing_html(record) for record in records(text)),
-        widgets.play_html(widgets.Play(text, text, 0, text, text, text, "", table)),
+        prompt_html([(role, text) for role in ("instruction", "data", "injection")]),
+        table_html((text, text), [(text, text)], text), message_html(text),
+        meters_html([(text, 0.5, text)], text), lens_table(table),
+        tokens_html(table[table["response"] == "chosen"], 0),
+        live_html(live, 0.5), bench_table(records(text)),
+        *(failing_html(record) for record in records(text)),
+        play_html(widgets.Play(text, text, 0, text, text, text, "", table)),
     ]
     for html in parts:
         assert html and harmless(html).text.strip()
 
 
 def test_the_prompt_says_every_role_in_words_and_underlines_the_injection():
-    html = widgets.prompt_html([("delimiter", "<d>"), ("instruction", "a"), ("injection", "b")])
+    html = prompt_html([("delimiter", "<d>"), ("instruction", "a"), ("injection", "b")])
     text = harmless(html).text
     assert [word for word in ("delimiter", "instruction", "injection") if word in text] == [
         "delimiter", "instruction", "injection"]
@@ -136,7 +144,7 @@ def test_the_prompt_says_every_role_in_words_and_underlines_the_injection():
 
 def test_roles_of_a_prompt_are_those_of_its_tokens(quick):
     data = f"{DINOSAUR_HOST.data} {DINOSAUR_PAYLOAD.request}"
-    spans = widgets.role_spans(quick, DINOSAUR_HOST.instruction, data, len(DINOSAUR_HOST.data) + 1)
+    spans = role_spans(quick, DINOSAUR_HOST.instruction, data, len(DINOSAUR_HOST.data) + 1)
     assert spans == [
         ("delimiter", "<instruction_delimiter>"), ("instruction", DINOSAUR_HOST.instruction),
         ("delimiter", "<data_delimiter>"), ("data", DINOSAUR_HOST.data + " "),
@@ -173,15 +181,14 @@ def test_bad_texts_are_refused_by_name(quick, name, text, sentence):
 
 
 def test_a_verdict_says_whom_a_response_answers():
-    assert widgets.verdict("3", "3", "Hello!") == "answers the instruction"
-    assert widgets.verdict("hello", "3", "Hello!") == "answers the injection"
-    assert "neither" in widgets.verdict("4", "3", "Hello!")
-    assert "same" in widgets.verdict("3", "3", "3")
+    assert verdict("3", "3", "Hello!") == "answers the instruction"
+    assert verdict("hello", "3", "Hello!") == "answers the injection"
+    assert "neither" in verdict("4", "3", "Hello!")
+    assert "same" in verdict("3", "3", "3")
 
 
 def test_the_nearest_measured_strength_is_shown_and_named():
-    assert widgets.nearest(points(), 0.6).strength == 0.5
-    text = harmless(widgets.sets_html(points(), 0.6, "naive")).text
+    text = harmless(sets_html(points(), 0.6, "naive")).text
     assert "strength 0.50" in text and "50.0%" in text and "n=10" in text and "+2.00" in text
 
 
@@ -189,7 +196,7 @@ def test_the_dials_twin_draws_the_strongest_attack_and_the_preference_in_nats(mo
     seen = []
     draw = figures.strength_dial
     monkeypatch.setattr(figures, "strength_dial", lambda rows: seen.extend(rows) or draw(rows))
-    assert set(widgets.dial_twin(points())) == {"image/png"}
+    assert set(dial_twin(points())) == {"image/png"}
     assert [row["asr"].value for row in seen] == [1.0, 0.5, 0.5]
     assert [row["margin"] for row in seen] == [-3.0, 17.0, 37.0]
 
@@ -202,19 +209,19 @@ def test_failing_items_are_obeyed_injections_first_then_wrong_answers():
 def test_a_log_is_read_or_refused_in_a_sentence(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(ValueError, match="no log"):
-        widgets.read_metrics(path)
+        read_metrics(path)
     path.write_text("\n".join(map(json.dumps, METRICS)))
-    assert widgets.read_metrics(path) == METRICS and widgets.recorded(METRICS) == [0, 2]
+    assert read_metrics(path) == METRICS and recorded(METRICS) == [0, 2]
     path.write_text('{"step": 0}\n[1]')
     with pytest.raises(ValueError, match="Row 1"):
-        widgets.read_metrics(path)
+        read_metrics(path)
 
 
 def test_replay_keeps_the_axes_of_the_whole_run():
-    first, last = (widgets.replay_figure(METRICS, until) for until in (0, 2))
+    first, last = (replay_figure(METRICS, until) for until in (0, 2))
     for a, b in zip(first.axes, last.axes, strict=True):
         assert a.get_xlim() == b.get_xlim() and a.get_ylim() == b.get_ylim()
-    assert "−12.50" in widgets.replay_words(METRICS[2])
+    assert "−12.50" in replay_words(METRICS[2])
 
 
 # --- Views ---------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ def test_every_view_has_a_heading_a_twin_and_named_parts_on_the_page(quick):
     for view in every_view(quick):
         assert view.children[0].value == f"<h3>{view.title}</h3>"
         bundle = view.mimebundle()
-        assert bundle[widgets.WIDGET]["model_id"] == view.model_id
+        assert bundle[WIDGET]["model_id"] == view.model_id
         assert {"image/png", "text/html"} & set(bundle)
         json.dumps(bundle)
         shown = set(map(id, descendants(view)))
@@ -262,7 +269,7 @@ def test_committed_notebooks_keep_the_twin_only(quick):
             {"output_type": "stream", "name": "stdout", "text": "kept"},
             {"output_type": "display_data", "metadata": {}, "data": view.mimebundle()},
             {"output_type": "display_data", "metadata": {},
-             "data": {"text/plain": "IntProgress()", widgets.WIDGET: {}}}]}]}
+             "data": {"text/plain": "IntProgress()", WIDGET: {}}}]}]}
     kept = widgets.without_widgets(notebook)
     assert "widgets" not in kept["metadata"]
     stream, twin = kept["cells"][1]["outputs"]
@@ -375,7 +382,7 @@ def test_the_dial_joins_the_insecure_and_the_secure_model(secured):
     request = [(item.instruction, item.data)]
     with models.insecure(secured):
         insecure = evaluation.generate(secured, request)[0]
-    off, on = (widgets.dial_prompt(secured, item, value) for value in (0.0, 1.0))
+    off, on = (dial_prompt(secured, item, value) for value in (0.0, 1.0))
     assert off.answer == insecure and off.margin == pytest.approx(0, abs=1e-5)
     assert on.answer == evaluation.generate(secured, request)[0] and on.margin > 0
 
@@ -402,7 +409,7 @@ def test_measured_strengths_start_at_no_margin_and_equal_the_evaluation(secured)
     assert seen == [0.0, 1.0] and found[0].margin == pytest.approx(0, abs=1e-5)
     shift = found[1].preference - found[0].preference
     assert found[1].margin == pytest.approx(0.1 * shift, rel=1e-4) and found[1].pairs == 5
-    items = widgets._items(secured, evaluation.ATTACKS, 5)
+    items = sample_items(secured, evaluation.ATTACKS, 5)
     summary = evaluation.summarize(evaluation.evaluate(secured, items))
     assert found[1].asr == summary["asr"] and found[1].utility == summary["clean_utility"]
     with pytest.raises(ValueError, match="at least one"):
@@ -420,4 +427,4 @@ def test_the_lens_shows_what_the_table_measures(secured):
     view = widgets.token_lens(secured)
     row = logprobs.encode_pair(secured, item.instruction, item.data, item.expected, item.witness)
     assert view.parts.token.max == len(row["chosen_ids"]) - 1
-    assert widgets.lens_table(table) == view.twin()["text/html"]
+    assert lens_table(table) == view.twin()["text/html"]

@@ -127,8 +127,8 @@ def _change(given: Mapping, role: str) -> str:
     before, after = map(float, pair)
     step = after - before
     arrow = "\u25b2" if step > 0 else "\u25bc" if step < 0 else "="
-    return (f"log p  {number(before, '.1f')}  \u2192  {number(after, '.1f')} nats   "
-            f"{arrow} {number(step, '+.1f')}")
+    return (f"log p  {number(before, 1)}  \u2192  {number(after, 1)} nats   "
+            f"{arrow} {number(step, 1, '+')}")
 
 
 def _wrap(runs: Iterable[tuple[str, str]], columns: int) -> list[list[tuple[int, str, str]]]:

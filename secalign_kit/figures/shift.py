@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ..evaluation import rate
-from ..visible import number
 from .canvas import dress, legend_below, sheet
 from .palette import HATCH, INK, MARKER, PALETTE, PAPER
 
@@ -159,7 +158,7 @@ def _nats_axis(axes, which: str, low: float) -> tuple[float, float]:
     ends = 1.6 * min(low, -1.0), 0.02
     ticks = [-(10.0**k) for k in range(math.floor(math.log10(-ends[0])), -2, -1)] + [0.0]
     getattr(axes, f"set_{which}scale")("symlog", linthresh=0.1, linscale=0.5)
-    getattr(axes, f"set_{which}ticks")(ticks, [number(t, "g") for t in ticks])
+    getattr(axes, f"set_{which}ticks")(ticks, [f"{t:g}".replace("-", "\u2212") for t in ticks])
     getattr(axes, f"set_{which}ticks")([], minor=True)
     getattr(axes, f"set_{which}lim")(*ends)
     return ends

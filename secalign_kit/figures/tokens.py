@@ -55,7 +55,7 @@ def _token_changes(tokens, before, after) -> list[float]:
 
 def _strip_heading(axes, title: str, total: float) -> None:
     write(axes, 0.25, 0.25, drawable(title, 90), 11.5, weight="bold")
-    write(axes, 0.25, 0.48, f"after \u2212 before, in nats; sum {number(total, '+.2f')}; \u25b2 "
+    write(axes, 0.25, 0.48, f"after \u2212 before, in nats; sum {number(total, sign='+')}; \u25b2 "
           "likelier, \u25bc less likely; \u00b7 is a space, \u21b5 a newline", 8.5)
 
 

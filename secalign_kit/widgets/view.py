@@ -1,0 +1,121 @@
+"""What every view is made of: a heading, named parts, a bar, messages in place, a static twin."""
+
+import base64
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+
+import ipywidgets
+from IPython.display import clear_output, display
+
+from .. import figures
+from ..visible import escape_hostile as escape
+from .html import message_html
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+Progress = Callable[[Sequence], Iterable]
+"""Goes over a sequence and says how far it is: `iter`, `tqdm`, or a view's own bar."""
+
+
+class View(ipywidgets.VBox):
+    """A widget with a heading, its children by name in `parts`, and a static `twin`.
+
+    One output holds both: front ends with a kernel show the widget, all others the twin.
+    `without_widgets` leaves a notebook the twins alone, to be committed.
+    """
+
+    def __init__(self, title: str, children: Sequence, parts: SimpleNamespace,
+                 twin: Callable[[], dict]):
+        heading = ipywidgets.HTML(f"<h3>{escape(title)}</h3>")
+        super().__init__(children=[heading, *children])
+        self.add_class(f"secalign-{title.lower().replace(' ', '-')}")
+        self.title, self.parts, self.twin = title, parts, twin
+
+    def mimebundle(self) -> dict:
+        """MIME type -> content: the widget and its twin."""
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {"text/plain": f"{self.title}: a widget; it needs a running kernel", WIDGET: view,
+                **self.twin()}
+
+    def _ipython_display_(self, **kwargs) -> None:
+        display(self.mimebundle(), raw=True)
+
+
+def with_progress(function: Callable, *args, **options):
+    """`function(*args, progress=a bar, **options)`; the bar is shown below the cell and removed."""
+    bar = _bar("visible")
+    display(bar)
+    try:
+        return function(*args, progress=_over(bar), **options)
+    finally:
+        bar.close()
+        clear_output()
+
+
+def without_widgets(notebook: dict) -> dict:
+    """The notebook (nbformat 4) with the twins alone; it is changed in place and returned.
+
+    Widgets without a twin, such as a bar, leave nothing behind.
+    """
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if _without_widget(output)]
+    return notebook
+
+
+def _without_widget(output: dict) -> bool:
+    """Takes the widget out of an output; whether something is left to see."""
+    data = output.get("data", {})
+    return data.pop(WIDGET, None) is None or not {"image/png", "text/html"}.isdisjoint(data)
+
+
+def _bar(visibility: str = "hidden"):
+    return ipywidgets.IntProgress(description="working", layout={"visibility": visibility})
+
+
+def _over(bar) -> Progress:
+    def progress(sequence):
+        bar.max, bar.value = max(1, len(sequence)), 0
+        for thing in sequence:
+            yield thing
+            bar.value += 1
+
+    return progress
+
+
+@contextlib.contextmanager
+def answering(parts: SimpleNamespace, *shown: str):
+    """Shows the bar; a ValueError becomes a sentence in place, and `shown` parts become empty."""
+    parts.progress.layout.visibility, parts.message.value = "visible", ""
+    try:
+        yield _over(parts.progress)
+    except ValueError as error:
+        for name in shown:  # numbers of the last input must not stand beside the new one
+            getattr(parts, name).value = ""
+        parts.message.value = message_html(str(error))
+    finally:
+        parts.progress.layout.visibility = "hidden"
+
+
+def common() -> dict:
+    return {"message": ipywidgets.HTML(), "progress": _bar()}
+
+
+def text_field(description: str, value: str, rows: int = 2):
+    return ipywidgets.Textarea(value=value, description=description, rows=rows,
+                               continuous_update=False, layout={"width": "auto"},
+                               style={"description_width": "8em"})
+
+
+def wide(kind: type, description: str, **options):
+    return kind(description=description, style={"description_width": "8em"},
+                layout={"width": "28em"}, **options)
+
+
+def dashed(names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name.replace("_", "-"), name) for name in names]
+
+
+def image(*figs) -> dict:
+    return {"image/png": base64.b64encode(figures.png(*figs)).decode("ascii")}
