@@ -50,6 +50,15 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
         raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
     responses: list[list[int]] = [[] for _ in prompts]
     bar = tqdm(total=len(prompts), desc=progress, disable=not progress, leave=False)
+    if not shared_prefix.sharing(bundle.model).caches:
+        for rows in _equally_long(prompts, batch_size):
+            ids = torch.tensor([prompts[row] for row in rows], device=bundle.device)
+            for row, response in zip(rows, _by_generate(bundle, rows, ids, max_new_tokens, settled),
+                                     strict=True):
+                responses[row] = response
+            bar.update(len(rows))
+        bar.close()
+        return responses
     groups = _groups(prompts, keys, batch_size)
     # apart, since an empty shared start would leave a row with nothing to attend to
     for batch in (*_batches([g for g in groups if g.shared], prompts, batch_size),
@@ -78,6 +87,44 @@ def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
     texts = bundle.tokenizer.batch_decode(answers, skip_special_tokens=True)
     return [replace(sample, answer=text.strip() if len(ids) < max_new_tokens else "")
             for sample, ids, text in zip(samples, answers, texts, strict=True)]
+
+
+def _equally_long(prompts, batch_size: int) -> list[list[int]]:
+    """Numbers of prompts in batches without padding, which not every kind of layer ignores."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    batches: list[list[int]] = []
+    for row in order:
+        if not batches or len(batches[-1]) == batch_size or \
+                len(prompts[batches[-1][0]]) != len(prompts[row]):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def _by_generate(bundle: Bundle, rows: list[int], ids: torch.Tensor, max_new_tokens: int,
+                 settled: Settled | None) -> list[list[int]]:
+    """Responses by transformers' own `generate`, for models whose caches cannot be copied."""
+    end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
+    start = ids.shape[1]
+    ends = [max_new_tokens] * len(rows)
+
+    def done(ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        found = [bool(settled and settled(row, response))
+                 for row, response in zip(rows, ids[:, start:].tolist(), strict=True)]
+        for k in (k for k, stop in enumerate(found) if stop):
+            ends[k] = min(ends[k], ids.shape[1] - start)
+        return torch.tensor(found, device=ids.device)
+
+    try:
+        out = bundle.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens,
+            do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=end,
+            pad_token_id=bundle.tokenizer.pad_token_id, stopping_criteria=[done])
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"transformers cannot generate with model {bundle.name!r}: {error}; "
+                         "choose another model") from error
+    responses = [row[:limit] for row, limit in zip(out[:, start:].tolist(), ends, strict=True)]
+    return [row[: row.index(end)] if end in row else row for row in responses]
 
 
 def _groups(prompts, keys, batch_size: int) -> list[Group]:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -137,35 +136,12 @@ def score_responses(bundle: Bundle, prompts: Sequence[Sequence[int]],
     scores: list[list[float]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
-        flat = iter(_continuations(bundle, [prompts[k] for k in index],
-                                   [responses[k] for k in index]))
+        flat = iter(shared_prefix.continuation_logprobs(
+            bundle.model, [prompts[k] for k in index], [responses[k] for k in index],
+            bundle.tokenizer.pad_token_id))
         for k in index:
             scores[k] = [next(flat) for _ in responses[k]]
     return scores
-
-
-def _continuations(bundle: Bundle, prompts, responses) -> list[float]:
-    """Summed log p of every response, in order, from the cache of all but each prompt's last id."""
-    pad = bundle.tokenizer.pad_token_id
-    cache, mask = shared_prefix.prefill(bundle.model, [prompt[:-1] for prompt in prompts],
-                                        [len(group) for group in responses], pad)
-    # the last id of the prompt predicts the first of a response, whose own last predicts nothing
-    inputs = [[prompt[-1], *response[:-1]]
-              for prompt, group in zip(prompts, responses, strict=True) for response in group]
-    targets = [torch.tensor(response) for group in responses for response in group]
-    width = max(map(len, inputs))
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in inputs], device=bundle.device)
-    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs],
-                        device=bundle.device)
-    mask = torch.cat([mask, real], dim=1)
-    decoder, head = shared_prefix.decoder_and_head(bundle.model)
-    hidden = decoder(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
-        position_ids=shared_prefix.positions(mask)[:, -width:],
-    )[0]
-    logits = head(hidden[real.bool()]).float()
-    tokens = -F.cross_entropy(logits, torch.cat(targets).to(bundle.device), reduction="none")
-    return [float(part.sum()) for part in tokens.split([len(t) for t in targets])]
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     small = name == "toy" or device == "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32 if small else compute_dtype(device), device_map={"": device},
-        attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True, **options,
+        trust_remote_code=False, use_safetensors=True, **options,
     )
     keep_gradients(model)
     for layer in model.modules():  # bitsandbytes does so at the first use, and changes the hash

@@ -6,13 +6,22 @@ log-probability is what two separate sequences give, for P + C + R tokens in pla
 Exact method: Wang and Hegde, arXiv 2410.20305. The LM head sees response positions only.
 
 Where nothing is trained, the prompt can also be read once into a cache (`prefill`), whose copies
-serve any number of continuations: `generation` and `logprobs.score_responses` stand on it.
+serve any number of continuations: `generation` and `continuation_logprobs` stand on it.
+
+Both are exact for attention that knows places by position ids alone, sliding windows included, and
+wrong for layers that carry a state along the row or bend scores by the place in it (ALiBi).
+`sharing` measures which of them holds for a model; the others get separate sequences.
 
 Limits: the mask is dense, [B, 1, T, T]; above some thousand tokens a block mask would be better.
 The decoder is called directly, so wrappers that hook `forward` (DDP, FSDP) are bypassed.
 """
 
-from collections.abc import Sequence
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +30,14 @@ from transformers import DynamicCache
 
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of prompt, chosen, rejected
 
+LOGITS = 2**24  # that exist at once, 64 MB in fp32; a smaller vocabulary gets by in one piece
+WIDTHS = 16  # on CUDA a row's length is a multiple of this, as its attention kernels want a mask's
+
 
 def collate(pairs: Sequence[Pair], pad: int) -> dict[str, torch.Tensor]:
-    """Tensors for B pairs: `input_ids`, `position_ids` [B, T], `attention_mask` [B, 1, T, T] (true
-    where attended), and for each of the N response tokens `row`, `source` (the position that
-    predicts it), `target` (its id) and `rejected` (0 or 1), all [N].
+    """Tensors for B pairs: `input_ids`, `position_ids` and `segments` [B, T] (0 prompt, 1 chosen,
+    2 rejected, -1 padding), and for each of the N response tokens `row`, `source` (the position
+    that predicts it), `target` (its id) and `rejected` (0 or 1), all [N].
     """
     width = max(len(p) + len(c) + len(r) for p, c, r in pairs)
     ids = torch.full((len(pairs), width), pad)
@@ -41,43 +53,183 @@ def collate(pairs: Sequence[Pair], pad: int) -> dict[str, torch.Tensor]:
         scored += [(b, p - 1 + j, token, 0) for j, token in enumerate(chosen)]
         # the last prompt token predicts the first token of either response
         scored += [(b, p + c - 1 + j if j else p - 1, token, 1) for j, token in enumerate(rejected)]
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    apart = (segments[:, :, None] == 2) & (segments[:, None, :] == 1)
     row, source, target, is_rejected = torch.tensor(scored).T
     return {
-        "input_ids": ids, "position_ids": positions,
-        "attention_mask": (causal & ~apart)[:, None],
+        "input_ids": ids, "position_ids": positions, "segments": segments,
         "row": row, "source": source, "target": target, "rejected": is_rejected,
     }
 
 
+def visible(segments: torch.Tensor) -> torch.Tensor:
+    """Which tokens each one may attend to, [B, T, T]: all before it, but a rejected no chosen."""
+    causal = torch.ones(segments.shape[1:] * 2, dtype=torch.bool, device=segments.device).tril()
+    return causal & ~((segments[:, :, None] == 2) & (segments[:, None, :] == 1))
+
+
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """log p of each response token in nats, [N], in the order of `batch["target"]`."""
-    decoder, head = decoder_and_head(model)
-    hidden = decoder(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-        attention_mask=batch["attention_mask"], use_cache=False,
-    )[0]
-    logits = head(hidden[batch["row"], batch["source"]])
-    return -F.cross_entropy(logits.float(), batch["target"], reduction="none")
+    hidden = (_together if sharing(model).rows else _apart)(base_of(model), batch)
+    return score(model, hidden, batch["target"])
 
 
-# what some models do to the head's output, and what these values are where they do nothing
-_AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1,
-                   "output_multiplier": 1, "lm_head_multiplier": 1}
+def _together(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Hidden states [N, H] that predict the targets; a pair is one row."""
+    ids, positions, segments = (batch[k] for k in ("input_ids", "position_ids", "segments"))
+    if ids.is_cuda:
+        more = 0, -ids.shape[1] % WIDTHS
+        ids, positions, segments = F.pad(ids, more), F.pad(positions, more), F.pad(segments, more)
+    refuse_beyond(model, positions)
+    mask = attention(model, visible(segments), positions, positions)
+    hidden = decoder_of(model)(input_ids=ids, position_ids=positions, attention_mask=mask,
+                                 use_cache=False)[0]
+    return hidden[batch["row"], batch["source"]]
 
 
-def decoder_and_head(model) -> tuple:
-    """The layers and the LM head apart, so that the head need not see every position.
+def _apart(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The same from two rows for each pair. Padding stands behind, where no real token looks."""
+    ids, segments = batch["input_ids"], batch["segments"]
+    places = torch.arange(ids.shape[1], device=ids.device)
+    prompt, chosen = ((segments == k).sum(1, keepdim=True) for k in (0, 1))
+    rejected = ids.gather(1, (places + chosen * (places >= prompt)).clamp(max=len(places) - 1))
+    refuse_beyond(model, batch["position_ids"])
+    longest = int(batch["position_ids"].max()) + 1
+    hidden = decoder_of(model)(input_ids=torch.cat([ids, rejected])[:, :longest],
+                                 use_cache=False)[0]
+    row, source = batch["row"], batch["source"]
+    moved = source - (chosen[row, 0] * (source >= prompt[row, 0]) * batch["rejected"])
+    return hidden[row + len(ids) * batch["rejected"], moved]
 
-    Raises ValueError for a model that changes its logits after the head.
+
+def score(model, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """log p of each target [N] in nats, [N], from the hidden state [N, H] that predicts it.
+
+    Never more than `LOGITS` logits at once, unless the LM head itself is trained.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    for name, nothing in _AFTER_THE_HEAD.items():
-        if getattr(base.config, name, nothing) not in (nothing, None):
-            raise ValueError(f"this model changes its logits after the head ({name}), and its "
-                             "log-probs would be wrong here; choose another model")
-    return base.get_decoder(), base.get_output_embeddings()
+    base = base_of(model)
+    head = base.get_output_embeddings()
+
+    def of(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return -F.cross_entropy(logits(base, hidden).float(), target, reduction="none")
+
+    size = max(1, LOGITS // base.config.get_text_config().vocab_size)
+    if not (torch.is_grad_enabled() and hidden.requires_grad):
+        return torch.cat([of(*part) for part in
+                          zip(hidden.split(size), target.split(size), strict=True)])
+    if any(weight.requires_grad for weight in head.parameters()):
+        return of(hidden, target)
+    return _Scored.apply(hidden, target, of, size)
+
+
+class _Scored(torch.autograd.Function):
+    """log p by pieces, with each one's gradient taken at once, so that no piece's logits are kept.
+
+    A token's log p depends on its own hidden state only, so its gradient [H] is all that the
+    backward pass needs.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, target: torch.Tensor, of: Callable, size: int):
+        values, slopes = [], []
+        for part, wanted in zip(hidden.detach().split(size), target.split(size), strict=True):
+            with torch.enable_grad():
+                part = part.requires_grad_()
+                value = of(part, wanted)
+                slopes.append(torch.autograd.grad(value.sum(), part)[0])
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor):
+        slopes, = ctx.saved_tensors
+        return (upstream[:, None] * slopes).to(slopes.dtype), None, None, None
+
+
+def base_of(model):
+    """The model itself, with or without an adapter in it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def decoder_of(model):
+    """The model's layers, which make hidden states of ids."""
+    found = model.get_decoder(), model.base_model, getattr(model, "model", None)
+    # some models call their head "decoder", others have no way to their layers but the name
+    return next(part for part in found if part not in (model, model.get_output_embeddings(), None))
+
+
+class _Given:
+    """A decoder's output that is known already."""
+
+    def __init__(self, hidden: torch.Tensor):
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index):
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str):
+        return None  # no cache, no routers' logits
+
+
+def logits(model, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [N, V] of hidden states [N, H], by the model's own forward pass without its layers.
+
+    What it does after the head (Gemma's soft cap, Cohere's and Granite's scaling) is in them.
+    """
+    decoder = decoder_of(model)
+    own = decoder.__dict__.get("forward")
+    decoder.forward = lambda *args, **kwargs: _Given(hidden[None])
+    try:
+        return model(input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.long)).logits[0]
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
+
+
+# --- what each layer may look at ------------------------------------------------------------------
+
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""Types of layers that look at no more than so many tokens, and what their configs call it."""
+
+
+def narrow(model, width: int) -> dict[str, int]:
+    """The model's types of layers whose window is shorter than a row of `width` tokens."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or WINDOWS
+    sizes = {kind: getattr(config, WINDOWS[kind], None) for kind in {*kinds} & WINDOWS.keys()}
+    return {kind: size for kind, size in sizes.items() if size and size < width}
+
+
+def attention(model, visible: torch.Tensor, queries: torch.Tensor,
+              keys: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The mask [B, 1, Q, K] to be added to attention scores, a dict where types of layers differ.
+
+    `visible` [B, Q, K] says what may be seen but for windows, which are of positions: `queries`
+    [B, Q], `keys` [B, K].
+    """
+    short = narrow(model, keys.shape[1])
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or short)
+    if not short or not kinds:
+        return _additive(model, visible)
+    masks = {}
+    for kind in kinds:
+        seen = visible
+        if kind == "sliding_attention" and kind in short:
+            seen = visible & (queries[:, :, None] - keys[:, None, :] < short[kind])
+        elif kind == "chunked_attention" and kind in short:
+            seen = visible & (queries[:, :, None] // short[kind] == keys[:, None, :] // short[kind])
+        masks[kind] = _additive(model, seen)
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _additive(model, visible: torch.Tensor) -> torch.Tensor:
+    """0 where visible. Every attention takes it as it is; a bool one would be read anew by each
+    layer, and by eager attention wrongly."""
+    mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
+
+
+# --- caches ---------------------------------------------------------------------------------------
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device) -> tuple:
@@ -107,14 +259,67 @@ def extend(model, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
 
     `mask` [B, T before and now] says which tokens count.
     """
-    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
-                position_ids=positions(mask)[:, -ids.shape[1] :], logits_to_keep=1)
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1,
+                **_behind(base_of(model), mask, ids.shape[1]))
     return out.logits[:, -1]
+
+
+def _behind(model, mask: torch.Tensor, count: int) -> dict:
+    """Positions and mask of the last `count` tokens of rows of which `mask` [B, T] is what counts.
+
+    Where no window is shorter than the row, the model makes its own mask; else it would measure
+    windows in places of the row, padding between the tokens included.
+    """
+    places = positions(mask)
+    refuse_beyond(model, places)
+    seen: torch.Tensor | dict = mask
+    if narrow(model, mask.shape[1]):
+        causal = torch.ones(mask.shape[1:] * 2, dtype=torch.bool, device=mask.device).tril()
+        seen = attention(model, mask[:, None].bool() & causal[-count:], places[:, -count:], places)
+    return {"attention_mask": seen, "position_ids": places[:, -count:]}
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
     """Position of each token [B, T] among those that count."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def continuation_logprobs(model, prompts: Sequence[Sequence[int]],
+                          responses: Sequence[Sequence[Sequence[int]]], pad: int) -> list[float]:
+    """Summed log p in nats of any number of responses to each prompt, in order, all ids.
+
+    The cache of all but a prompt's last id serves all its responses.
+    """
+    base = base_of(model)
+    if not sharing(model).caches:
+        return _pairwise_logprobs(model, prompts, responses, pad)
+    cache, mask = prefill(model, [prompt[:-1] for prompt in prompts],
+                          [len(group) for group in responses], pad)
+    # the last id of the prompt predicts the first of a response, whose own last predicts nothing
+    inputs = [[prompt[-1], *response[:-1]]
+              for prompt, group in zip(prompts, responses, strict=True) for response in group]
+    lengths = [len(row) for row in inputs]
+    width = max(lengths)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in inputs], device=mask.device)
+    real = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=mask.device)
+    hidden = decoder_of(base)(
+        input_ids=ids, past_key_values=cache, use_cache=True,
+        **_behind(base, torch.cat([mask, real], dim=1), width))[0]
+    targets = torch.tensor([token for group in responses for response in group
+                            for token in response], device=mask.device)
+    tokens = score(model, hidden[real.bool()], targets)
+    return [float(part.sum()) for part in tokens.split(lengths)]
+
+
+def _pairwise_logprobs(model, prompts, responses, pad: int) -> list[float]:
+    """The same without a cache, two responses at a time."""
+    pairs = [(prompt, group[k], group[k + 1] if k + 1 < len(group) else ())
+             for prompt, group in zip(prompts, responses, strict=True)
+             for k in range(0, len(group), 2)]
+    batch = {key: value.to(model.device) for key, value in collate(pairs, pad).items()}
+    scores = torch.stack(pair_logprobs(model, batch), dim=1).tolist()
+    return [found for both, (_, _, second) in zip(scores, pairs, strict=True)
+            for found in (both if len(second) else both[:1])]
 
 
 def sum_responses(tokens: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,3 +332,166 @@ def sum_responses(tokens: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torc
 def pair_logprobs(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log p(chosen) and log p(rejected) of each pair in nats, [B] and [B]."""
     return sum_responses(token_logprobs(model, batch), batch)
+
+
+# --- which models this is exact for ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which of the two ways to share is exact for a model: rows of pairs, copies of caches."""
+
+    rows: bool
+    caches: bool
+
+
+_KNOWN: WeakKeyDictionary = WeakKeyDictionary()  # of decoders
+
+
+def sharing(model) -> Sharing:
+    """What is exact for this model, measured once on a few tokens; a warning says what is not.
+
+    Raises ValueError for a model whose responses depend on what stands behind them, or that differs
+    from itself in any other way, so that nothing the kit computes would be right.
+    """
+    decoder = decoder_of(base_of(model))
+    if decoder not in _KNOWN:
+        _KNOWN[decoder] = _measured(base_of(model))
+    return _KNOWN[decoder]
+
+
+def separate(model, why: str) -> None:
+    """From now on this model gets separate sequences."""
+    base = base_of(model)
+    _KNOWN[decoder_of(base)] = Sharing(False, False)
+    warnings.warn(f"{type(base).__name__}: {why}; from now on every sequence is computed apart, "
+                  "which is exact and slower", stacklevel=3)
+
+
+def tolerance(model, tokens: int) -> float:
+    """How far two ways to compute a sum of log p over so many tokens may differ, in nats."""
+    types = {getattr(module, "compute_dtype", None) for module in model.modules()}
+    exact = {model.dtype, *types} <= {torch.float32, torch.float64, None}
+    return (1e-3 if exact else 0.1) * math.sqrt(tokens)
+
+
+@torch.no_grad()
+def _measured(model) -> Sharing:
+    known = _unlike_attention(model)
+    config, state = model.config.get_text_config(), model.training
+    some = [config.vocab_size // 3 + k for k in range(6)]
+    # what repeats is likely, so that rounding in half precision stays small
+    pairs = [(some[:4] * 3, some[:3], some[3::-1] + some), (some[:5] * 4, some[:4], some[2:4])]
+    prompts, responses = [p for p, _, _ in pairs], [[c, r] for _, c, r in pairs]
+    batch = {key: value.to(model.device) for key, value in collate(pairs, 0).items()}
+    found: dict[Sharing, list[float] | None] = {}
+    ways = [Sharing(False, False)] + ([] if known else [Sharing(True, False), Sharing(False, True)])
+    decoder = decoder_of(model)
+    model.eval()
+    try:
+        with _short_windows(config):
+            alone = [(p, r) for p, group in zip(prompts, responses, strict=True) for r in group]
+            alone += [(p, group[0][:1]) for p, group in zip(prompts, responses, strict=True)]
+            plain = [plain_logprobs(model, *pair).sum().item() for pair in alone]
+            for way in ways:
+                _KNOWN[decoder] = way
+                try:
+                    found[way] = (
+                        continuation_logprobs(model, prompts, responses, 0)
+                        + _next_logprobs(model, prompts, [group[0][0] for group in responses])
+                        if way.caches else
+                        torch.stack(pair_logprobs(model, batch), dim=1).flatten().tolist())
+                except Exception as error:  # whatever a model says that does not take the mask
+                    if way == ways[0]:
+                        raise
+                    known = known or f"it refuses the mask ({type(error).__name__})"
+    finally:
+        _KNOWN.pop(decoder, None)
+        model.train(state)
+    lengths = [len(response) for _, response in alone]
+
+    def right(way: Sharing) -> bool:
+        return way in found and all(
+            abs(a - b) <= 2 * tolerance(model, n)
+            for a, b, n in zip(found[way], plain, lengths, strict=False))
+
+    if not right(ways[0]):
+        raise ValueError(f"{type(model).__name__} gives a response {plain[0]:.3f} nats alone and "
+                         f"{found[ways[0]][0]:.3f} in a batch: it is no causal language model, or "
+                         "mixes the rows of a batch; choose another model")
+    exact = Sharing(right(Sharing(True, False)), right(Sharing(False, True)))
+    if not (exact.rows and exact.caches):
+        what = "prompts" if not (exact.rows or exact.caches) else (
+            "caches" if exact.rows else "rows")
+        warnings.warn(f"{type(model).__name__}: {what} are not shared, since "
+                      f"{known or 'the log-probs would differ'}; the sequences are computed apart, "
+                      "which is exact and slower", stacklevel=4)
+    return exact
+
+
+def plain_logprobs(model, prompt: Sequence[int], response: Sequence[int],
+                   every: bool = False) -> torch.Tensor:
+    """log p of each token of the response in nats, [R], by one plain forward pass: the
+    specification of all above. With `every`, of every token of the vocabulary, [R, V].
+    """
+    ids = torch.tensor([[*prompt, *response]], device=model.device)
+    logits = base_of(model)(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logps = logits.float().log_softmax(-1)
+    return logps if every else logps.gather(1, ids[0, len(prompt) :, None])[:, 0]
+
+
+def _next_logprobs(model, prompts: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[float]:
+    """log p of a token behind each prompt, read in two parts with padding before and between."""
+    heads = [prompt[: -2 - 3 * (k % 2)] for k, prompt in enumerate(prompts)]
+    tails = [prompt[len(head) :] for prompt, head in zip(prompts, heads, strict=True)]
+    cache, before = prefill(model, heads, [1] * len(heads), 0)
+    ids, mask = left_padded(tails, 0, model.device)
+    found = extend(model, ids, torch.cat([before, mask], dim=1), cache).float().log_softmax(-1)
+    return [row[token].item() for row, token in zip(found, tokens, strict=True)]
+
+
+def _unlike_attention(model) -> str:
+    """Why rows and caches cannot be shared, as far as the model says so; "" if it does not.
+
+    Measuring alone would miss windows built into the weights and a state that fades in a few
+    tokens.
+    """
+    config = model.config.get_text_config()
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", *WINDOWS}
+    local = "local" in (getattr(config, "attention_layers", None) or ())
+    if getattr(model, "_is_stateful", False) or kinds:
+        return "its layers carry a state along the row"
+    if local:
+        return "its local attention goes by places in the row"
+    return ""
+
+
+def refuse_beyond(model, positions: torch.Tensor) -> None:
+    """Raises ValueError where rotary angles change with the longest row of a batch.
+
+    They do for rope types "dynamic" and "longrope" beyond the length the model was first made for.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return
+    limit = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    if int(positions.max()) >= limit:
+        raise ValueError(
+            f"a sequence has {int(positions.max()) + 1} tokens, and beyond {limit} this model's "
+            f"rotary angles ({rope['rope_type']}) depend on the longest of a batch; leave out what "
+            "is longer, or choose another model")
+
+
+@contextlib.contextmanager
+def _short_windows(config):
+    """Inside, windows are of 5 tokens, so that a few tokens show whether they are kept."""
+    before = {name: size for name in WINDOWS.values() if (size := getattr(config, name, None))}
+    try:
+        for name in before:
+            setattr(config, name, 5)
+        yield
+    finally:
+        for name, size in before.items():
+            setattr(config, name, size)

@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from . import generation, models, pairs, preference, shared_prefix
+from . import generation, models, pairs, parity, preference, shared_prefix
 from .config import RunConfig
 from .logprobs import as_pair, encode_pairs, score_pairs
 from .models import Bundle
@@ -241,6 +241,7 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     `cache` is a file that keeps the log-probs for the same pairs and the same weights.
     """
     rows = encode_pairs(bundle, dataset, config.max_length)
+    parity.check(bundle, rows)
     chosen, rejected = reference_logprobs(bundle, rows, progress, cache, scoring_batch(config))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | {"ref_chosen_logps": chosen.tolist(),
