@@ -65,8 +65,8 @@ def parity(bundle: Bundle, rows: Sequence[dict]) -> Parity:
     kit = torch.stack(shared_prefix.pair_logprobs(model, batch), dim=1).flatten().tolist()
     responses = [(prompt, response) for prompt, *both in pairs for response in both]
     plain = [shared_prefix.plain_logprobs(model, *pair).sum().item() for pair in responses]
-    # the longest twice, a token shorter the second time, so that a start is shared
-    prompts = [pairs[0][0], pairs[1][0], [*pairs[1][0][:-2], pairs[1][0][-1]]]
+    longest = pairs[1][0]  # and half of it, so that a start is shared and much padding lies between
+    prompts = [pairs[0][0], longest, [*longest[: len(longest) // 2], longest[-1]]]
     greedy = generation.greedy(bundle, prompts, NEW_TOKENS, keys=[0, 1, 1])
     gaps = [_gap(model, prompt, said) for prompt, said in zip(prompts, greedy, strict=True) if said]
     model.train(state)

@@ -1,11 +1,10 @@
 """The check before every run finds what is wrong, falls back or refuses, and says both numbers."""
 
 import pytest
+from test_shared_prefix import APART, EXACT, some_pairs, tiny
 
 from secalign_kit import parity, shared_prefix
 from secalign_kit.shared_prefix import Sharing
-
-from test_shared_prefix import APART, EXACT, some_pairs, tiny
 
 ROWS = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True))
         for pair in some_pairs()]
