@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from secalign_kit import training
+from secalign_kit.markdown import table
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 def markdown(results: list[Result]) -> str:
     """The results as a table; a missed goal says so."""
-    lines = ["| measure | against | ours | theirs | ratio (rounds) | goal | limit | parity |",
-             "|---|---|---|---|---|---|---|---|"]
+    rows = []
     for r in results:
         goal = "" if r.goal is None else f"{r.goal:g}x" + ("" if r.ratio >= r.goal else " missed")
-        lines.append(f"| {r.measure} | {r.against} | {r.ours:,.4g} {r.unit} | {r.theirs:,.4g} | "
-                     f"**{r.ratio:.2f}x** ({r.low:.2f} to {r.high:.2f}, n={r.rounds}) | {goal} | "
-                     f"{r.limit} | {r.parity} |")
-    return "\n".join(lines) + "\n"
+        rows.append((r.measure, r.against, f"{r.ours:,.4g} {r.unit}", f"{r.theirs:,.4g}",
+                     f"**{r.ratio:.2f}x** ({r.low:.2f} to {r.high:.2f}, n={r.rounds})", goal,
+                     r.limit, r.parity))
+    return table(("measure", "against", "ours", "theirs", "ratio (rounds)", "goal", "limit",
+                  "parity"), rows) + "\n"
 
 
 def save(results: list[Result], path: Path) -> None:

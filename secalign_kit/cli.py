@@ -10,6 +10,38 @@ import warnings
 from pathlib import Path
 
 from .config import RunConfig, recipe, recipes
+from .injections import POSITIONS
+from .samples import load_samples, write_text
+
+COMMANDS: dict[str, tuple] = {}
+"""Name -> (what it does, in words; its options; the function)."""
+
+
+def option(*names: str, **settings) -> tuple:
+    """What `argparse.ArgumentParser.add_argument` takes."""
+    return names, settings
+
+
+def command(words: str, *options: tuple):
+    """Registers a command under its function's name; the options stand above what reads them."""
+    def register(function):
+        COMMANDS[function.__name__] = words, options, function
+        return function
+
+    return register
+
+
+def listed(text: str) -> list[str]:
+    """`"a,b"` as a list."""
+    return text.split(",")
+
+
+SET = dict(action="append", default=[], metavar="NAME=VALUE")
+CONFIG = (
+    option("--config", default="demo", help="a recipe, a variant of the ledger, or a YAML file"),
+    option("--set", **SET, help="change one setting, e.g. beta=0.2; may be repeated"),
+    option("--output", help="the run's folder"),
+)
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -22,7 +54,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 def _config(arguments) -> RunConfig:
     config = _named(arguments.config)
-    if getattr(arguments, "output", None):
+    if arguments.output:
         config = config.replace(output=arguments.output)
     return config.replace(**_settings(arguments.set))
 
@@ -39,6 +71,8 @@ def _named(name: str) -> RunConfig:
     return recipe(name)
 
 
+@command("the main job: insecure to secure, with a report", *CONFIG,
+         option("--n", type=int, help="attacked samples (default: all held-out ones)"))
 def demo(arguments) -> None:
     from . import demo as job
     from .studies import summaries
@@ -51,6 +85,8 @@ def demo(arguments) -> None:
     print(f"\n{summary['seconds']:.0f} s. Report: {Path(config.output) / 'report.html'}")
 
 
+@command("train an adapter", *CONFIG,
+         option("--pairs", metavar="FOLDER", help="pairs that `secalign-kit pairs` made"))
 def train(arguments) -> None:
     from . import pairs, training
 
@@ -65,8 +101,8 @@ def train(arguments) -> None:
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
 
 
-def _attacks(text: str) -> list:
-    """Names, "all", or a JSON file of templates, separated by commas; each attack once.
+def _attacks(names: list[str]) -> list:
+    """Attacks by name, "five", "all", or a JSON file of templates; each attack once.
 
     Raises ValueError for two files whose templates would have the same names.
     """
@@ -74,7 +110,7 @@ def _attacks(text: str) -> list:
 
     known = {"all": tuple(injections.ATTACKS), "five": evaluation.ATTACKS}
     found: dict = {}
-    for name in text.split(","):
+    for name in names:
         if not name.endswith(".json"):
             found |= {attack: attack for attack in known.get(name, (name,))}
             continue
@@ -85,26 +121,56 @@ def _attacks(text: str) -> list:
     return list(found.values())
 
 
+@command(
+    "attack success rates and utility of a model",
+    option("adapter", nargs="?",
+           help="a run, an adapter's folder, or a shipped one (default: none)"),
+    option("--model", default="toy", help="a preset, a Hub id or a folder"),
+    option("--format", help="prompt format, needed for a Hub id or a folder"),
+    option("--split", default="heldout", choices=("validation", "heldout")),
+    option("--samples", metavar="FILE",
+           help="attack these samples (any Alpaca-shaped file) instead of the kit's own"),
+    option("--n", type=int, help="attacked samples"),
+    option("--position", default="end", choices=tuple(POSITIONS)),
+    option("--attacks", default="five", metavar="NAMES", type=listed,
+           help="five (default), all, names, or a JSON file of templates; with commas"),
+    option("--targets", default="witness", metavar="NAMES", type=listed,
+           help="witness (default), payload: another sample's answer, fidelity: tasks about the "
+                "text of requests; with commas"),
+    option("--witness", metavar="WORDS",
+           help="what attackers want printed instead of the split's own word"),
+    option("--judge", default="begins_with", choices=("begins_with", "contains"),
+           help="what a response to the witness request must do to count as obeyed"),
+    option("--defenses", default="none", metavar="NAMES", type=listed,
+           help="all, or names of prompting defenses with commas"),
+    option("--shard", default="1/1", help="k/n: every n-th sample only"),
+    option("--records", type=Path,
+           help="one JSON line per item; a killed evaluation goes on there"),
+    option("--max-new-tokens", type=int, default=48, metavar="N",
+           help="the longest response (default: 48)"),
+    option("--failing", type=int, default=0, metavar="N",
+           help="show N items that obeyed an injection, or were wrong without one"),
+    option("--no-four-bit", dest="four_bit", action="store_false"),
+    option("--no-frontend", dest="frontend", action="store_false",
+           help="no filter: delimiters are real"),
+)
 def evaluate(arguments) -> None:
     from . import defenses, evaluation, injections, models
-    from .samples import load_samples
 
     samples = load_samples(arguments.samples) if arguments.samples else None
     witness = injections.witness(arguments.witness) if arguments.witness else None
-    bundle = models.load(arguments.model, four_bit=not arguments.no_four_bit,
-                         adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter),
-                         format=arguments.format)
+    bundle = models.load(arguments.model, four_bit=arguments.four_bit, format=arguments.format,
+                         adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter))
     items = evaluation.evaluation_items(
         bundle, arguments.split, arguments.n, arguments.position, _attacks(arguments.attacks),
-        arguments.targets.split(","), arguments.judge, samples, witness)
+        arguments.targets, arguments.judge, samples, witness)
     items = evaluation.shard(items, arguments.shard)
-    wanted = ",".join(defenses.DEFENSES) if arguments.defenses == "all" else arguments.defenses
-    names = wanted.split(",")
+    names = list(defenses.DEFENSES) if arguments.defenses == ["all"] else arguments.defenses
     for name in names:
-        options = dict(defense=name, frontend=not arguments.no_frontend,
+        options = dict(defense=name, frontend=arguments.frontend,
                        max_new_tokens=arguments.max_new_tokens,
                        progress=f"evaluation, defense {name}")
-        records = (evaluation.evaluate_file(bundle, items, Path(arguments.records), **options)
+        records = (evaluation.evaluate_file(bundle, items, arguments.records, **options)
                    if arguments.records else evaluation.evaluate(bundle, items, **options))
         if len(names) > 1:
             print(f"\ndefense: {name}")
@@ -114,28 +180,39 @@ def evaluate(arguments) -> None:
             print("\n" + "\n".join(evaluation.failing_lines(record)))
 
 
+@command(
+    "the papers' claims, decided by runs on the embedded model (an hour)",
+    option("--folder", type=Path, default="runs/ledger", help="runs and records; resumes there"),
+    option("--seeds", type=int, default=3),
+    option("--n", type=int, default=150, help="attacked samples per attack"),
+    option("--set", **SET,
+           help="change the study's base, e.g. model=qwen2.5-0.5b; may be repeated"),
+    option("--shipped", action="store_true", help="no run: the evidence in data/ledger"),
+)
 def ledger(arguments) -> None:
-    from .samples import write_text
     from .studies import ledger as book
     from .studies import study
 
-    folder = Path(arguments.folder)
-    if not arguments.shipped:
-        study.run_study(folder, arguments.seeds, arguments.n,
-                        base=study.BASE.replace(**_settings(arguments.set)))
-    evidence = book.load_evidence() if arguments.shipped else book.gather(folder)
-    entries = book.ledger(evidence)
-    if not arguments.shipped:
-        book.save_evidence(evidence, folder / "evidence")
-        write_text(folder / "ledger.md", book.markdown(entries))
+    if arguments.shipped:
+        entries = book.ledger(book.load_evidence())
+    else:
+        base = study.BASE.replace(**_settings(arguments.set))
+        study.run_study(arguments.folder, arguments.seeds, arguments.n, base=base)
+        evidence = book.gather(arguments.folder)
+        entries = book.ledger(evidence)
+        book.save_evidence(evidence, arguments.folder / "evidence")
+        write_text(arguments.folder / "ledger.md", book.markdown(entries))
     for number, entry in enumerate(entries, 1):
         print(f"{number:2}. {entry.text}  {entry.verdict.upper()}\n    papers: {entry.paper}\n"
               f"    here:   {entry.ours}\n    {entry.why}")
 
 
+@command("make preference pairs from an Alpaca-shaped file",
+         option("samples"), option("folder"), option("--n", type=int),
+         option("--seed", type=int, default=0),
+         option("--position", default="end", choices=("end", "start", "random")))
 def pairs(arguments) -> None:
     from . import pairs as stage
-    from .samples import load_samples
 
     dataset = stage.pairs_dataset(load_samples(arguments.samples), seed=arguments.seed,
                                   n=arguments.n, position=arguments.position)
@@ -143,6 +220,7 @@ def pairs(arguments) -> None:
     print(f"{len(dataset)} pairs: {arguments.folder}")
 
 
+@command("versions, device and precision")
 def doctor(arguments) -> None:
     import torch
 
@@ -156,6 +234,8 @@ def doctor(arguments) -> None:
     print(f"{'4-bit products':14} {models.compute_dtype(device)}")
 
 
+@command("make the shipped adapters anew",
+         option("names", nargs="*", default=["secalign", "secalign_random"]))
 def adapters(arguments) -> None:
     from .studies import cards
 
@@ -167,67 +247,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="secalign-kit", description=(
         "SecAlign: defending against prompt injection with preference optimization."))
     commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(function, help: str, config: str | None = None):
-        sub = commands.add_parser(function.__name__, help=help)
+    for name, (words, options, function) in COMMANDS.items():
+        sub = commands.add_parser(name, help=words)
         sub.set_defaults(run=function)
-        if config:
-            sub.add_argument("--config", default=config,
-                             help="a recipe, a variant of the ledger, or a YAML file")
-            sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                             help="change one setting, e.g. beta=0.2; may be repeated")
-            sub.add_argument("--output", help="the run's folder")
-        return sub
-
-    sub = command(demo, "the main job: insecure to secure, with a report", "demo")
-    sub.add_argument("--n", type=int, help="attacked samples (default: all held-out ones)")
-    sub = command(train, "train an adapter", "demo")
-    sub.add_argument("--pairs", metavar="FOLDER", help="pairs that `secalign-kit pairs` made")
-    sub = command(evaluate, "attack success rates and utility of a model")
-    sub.add_argument("adapter", nargs="?",
-                     help="a run, an adapter's folder, or a shipped one (default: none)")
-    sub.add_argument("--model", default="toy", help="a preset, a Hub id or a folder")
-    sub.add_argument("--format", help="prompt format, needed for a Hub id or a folder")
-    sub.add_argument("--split", default="heldout", choices=("validation", "heldout"))
-    sub.add_argument("--samples", metavar="FILE",
-                     help="attack these samples (any Alpaca-shaped file) instead of the kit's own")
-    sub.add_argument("--n", type=int, help="attacked samples")
-    sub.add_argument("--position", default="end", choices=("end", "start", "middle", "random"))
-    sub.add_argument("--attacks", default="five", metavar="NAMES",
-                     help="five (default), all, names, or a JSON file of templates; with commas")
-    sub.add_argument("--targets", default="witness", metavar="NAMES",
-                     help="witness (default), payload: another sample's answer, fidelity: tasks "
-                          "about the text of requests; with commas")
-    sub.add_argument("--witness", metavar="WORDS",
-                     help="what attackers want printed instead of the split's own word")
-    sub.add_argument("--judge", default="begins_with", choices=("begins_with", "contains"),
-                     help="what a response to the witness request must do to count as obeyed")
-    sub.add_argument("--defenses", default="none", metavar="NAMES",
-                     help="all, or names of prompting defenses with commas")
-    sub.add_argument("--shard", default="1/1", help="k/n: every n-th sample only")
-    sub.add_argument("--records", help="one JSON line per item; a killed evaluation goes on there")
-    sub.add_argument("--max-new-tokens", type=int, default=48, metavar="N",
-                     help="the longest response (default: 48)")
-    sub.add_argument("--failing", type=int, default=0, metavar="N",
-                     help="show N items that obeyed an injection, or were wrong without one")
-    sub.add_argument("--no-four-bit", action="store_true")
-    sub.add_argument("--no-frontend", action="store_true", help="no filter: delimiters are real")
-    sub = command(ledger, "the papers' claims, decided by runs on the embedded model (an hour)")
-    sub.add_argument("--folder", default="runs/ledger", help="runs and records; resumes there")
-    sub.add_argument("--seeds", type=int, default=3)
-    sub.add_argument("--n", type=int, default=150, help="attacked samples per attack")
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                     help="change the study's base, e.g. model=qwen2.5-0.5b; may be repeated")
-    sub.add_argument("--shipped", action="store_true", help="no run: the evidence in data/ledger")
-    sub = command(pairs, "make preference pairs from an Alpaca-shaped file")
-    sub.add_argument("samples")
-    sub.add_argument("folder")
-    sub.add_argument("--n", type=int)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--position", default="end", choices=("end", "start", "random"))
-    command(doctor, "versions, device and precision")
-    sub = command(adapters, "make the shipped adapters anew")
-    sub.add_argument("names", nargs="*", default=["secalign", "secalign_random"])
+        for names, settings in options:
+            sub.add_argument(*names, **settings)
     return parser
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import evaluation, figures, logprobs, report, training
 from .config import RunConfig, recipe
+from .evaluation import Item, Rate
 from .injections import POSITIONS
 from .models import Bundle
 
@@ -24,73 +25,71 @@ NOTES = [
 
 def _plain(summary: dict) -> dict:
     """Rates as dictionaries, for JSON."""
-    return {key: asdict(value) if isinstance(value, evaluation.Rate) else
+    return {key: asdict(value) if isinstance(value, Rate) else
             _plain(value) if isinstance(value, dict) else value for key, value in summary.items()}
 
 
-def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict:
-    """The report's figures by name."""
+def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict[str, bytes]:
+    """The report's figures by name, as PNG."""
     drawn = {
         "diagram": figures.diagram(diagram),
         "training": figures.training_curves(metrics),
         "shift": figures.shift_scatter(shift),
         "asr": figures.asr_bars(summary),
     }
-    for side in ("chosen", "rejected"):
-        part = diagram["tokens"][diagram["tokens"]["response"] == side]
+    for side, part in diagram["tokens"].groupby("response"):
         drawn[f"tokens_{side}"] = figures.token_strip(
             part["token"].tolist(), part["before"].tolist(), part["after"].tolist(),
             f"{side}: log p per token, before and after",
         )
-    return drawn
+    return {name: figures.png(figure) for name, figure in drawn.items()}
 
 
-def run_demo(output: str | Path | None = None, config: RunConfig | None = None,
-             n: int | None = None, bundle: Bundle | None = None) -> dict:
+def answer(bundle: Bundle, items: list[Item], folder: Path, which: str) -> list[dict]:
+    """The records of a model, also written to `records_<which>.jsonl`."""
+    records = evaluation.evaluate(bundle, items, progress=f"{which} model")
+    evaluation.save_records(records, folder / f"records_{which}.jsonl")
+    return records
+
+
+def run_demo(config: RunConfig | None = None, n: int | None = None) -> dict:
     """Runs the whole job, writes the run folder and returns the summary as it is stored.
 
-    The folder gets `report.html`, `figures/`, `adapter/`, `records_insecure.jsonl`,
-    `records_secure.jsonl`, `shift.csv` and `summary.json`. A finished training is taken up again,
-    not repeated.
+    `n` samples are attacked (default: all). The folder gets `report.html`, `figures/`, `adapter/`,
+    `records_insecure.jsonl`, `records_secure.jsonl`, `shift.csv` and `summary.json`. A finished
+    training is taken up again, not repeated.
     """
     began = time.perf_counter()
     config = config or recipe("demo")
-    config = config.replace(output=str(output)) if output else config
     training.refuse_other_run(config)  # before its records would be overwritten
     folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    bundle = bundle or training.base_model(config)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    bundle = training.base_model(config)
     items = [*evaluation.evaluation_items(bundle, n=n), evaluation.diagram_item()]
-    insecure = evaluation.evaluate(bundle, items, progress="insecure model")
-    evaluation.save_records(insecure, folder / "records_insecure.jsonl")
+    insecure = answer(bundle, items, folder, "insecure")
     run = training.train(config, training.training_pairs(config, bundle=bundle),
                          training.probe_pairs(config, "validation", 64), bundle)
-    secure = evaluation.evaluate(run.bundle, items, progress="secure model")
-    evaluation.save_records(secure, folder / "records_secure.jsonl")
+    secure = answer(run.bundle, items, folder, "secure")
     shift = logprobs.shift_table(run.bundle, training.probe_pairs(config, "heldout", 300))
     shift.to_csv(folder / "shift.csv", index=False)
+    said = {"insecure": insecure[-1]["response"], "secure": secure[-1]["response"]}
     summary = {
         "insecure": evaluation.summarize(insecure[:-1]),
         "secure": evaluation.summarize(secure[:-1]),
         "logprob": logprobs.mean_shift(shift),
         "logprob_pairs": len(shift),
-        "diagram": {"insecure": insecure[-1]["response"], "secure": secure[-1]["response"]},
+        "diagram": said,
         "training_seconds": run.seconds,
     }
-    diagram = logprobs.measure_diagram(run.bundle, items[-1], insecure[-1]["response"],
-                                       secure[-1]["response"])
-    pngs = {name: figures.png(figure) for name, figure in
-            draw(diagram, run.metrics, shift, summary).items()}
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, data in pngs.items():
-        (folder / "figures" / f"{name}.png").write_bytes(data)
+    diagram = logprobs.measure_diagram(run.bundle, items[-1], **said)
+    pictures = draw(diagram, run.metrics, shift, summary)
+    for name, png in pictures.items():
+        (folder / "figures" / f"{name}.png").write_bytes(png)
     summary["seconds"] = time.perf_counter() - began
-    stored = _plain(summary)
-    training.write_json(folder / "summary.json", stored)
+    training.write_json(folder / "summary.json", _plain(summary))
     place = (f"Injections stood {POSITIONS[config.position]} of the data in training, "
              "and stand at its end in this test.")
-    html = report.render_report(
-        summary, pngs, evaluation.examples(insecure, secure), asdict(config), [*NOTES, place]
-    )
-    report.write_report(folder / "report.html", html)
-    return stored
+    page = report.render_report(summary, pictures, evaluation.examples(insecure, secure),
+                                asdict(config), [*NOTES, place])
+    report.write_report(folder / "report.html", page)
+    return _plain(summary)

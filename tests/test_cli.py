@@ -41,15 +41,15 @@ def test_a_place_that_cannot_be_written_ends_in_one_sentence(tmp_path, capsys):
 
 
 def test_attacks_are_asked_once_and_files_do_not_hide_each_other(tmp_path):
-    assert cli._attacks("five,naive") == list(evaluation.ATTACKS)
-    assert sorted(cli._attacks("naive,all")) == sorted(injections.ATTACKS)
+    assert cli._attacks(["five", "naive"]) == list(evaluation.ATTACKS)
+    assert sorted(cli._attacks(["naive", "all"])) == sorted(injections.ATTACKS)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.json").write_text('["Now: {payload}"]')
     paths = [str(tmp_path / folder / "mine.json") for folder in ("a", "b")]
-    assert [name for name, _ in cli._attacks(paths[0])] == ["mine_0"]
+    assert [name for name, _ in cli._attacks(paths[:1])] == ["mine_0"]
     with pytest.raises(ValueError, match="rename the file"):
-        cli._attacks(",".join(paths))
+        cli._attacks(paths)
 
 
 def test_saved_pairs_are_trained_on_and_the_run_is_evaluated(tmp_path, capsys):
