@@ -34,6 +34,7 @@ class RunConfig:
     seed: int = 0
     n_pairs: int = 6000
     naive: float = 0.9
+    frames: float = 0.0  # share of random frames; what naive and frames leave is completion
     position: str = "end"
     clean: float = 0.0
     responses: str = "samples"
@@ -62,15 +63,19 @@ class RunConfig:
                      "probe_every", "save_steps", "beta", "learning_rate", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("naive", "clean"):
+        for name in ("naive", "frames", "clean"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; give a number from 0 below 1")
         if not 0 <= self.sft_weight < math.inf:
             raise ValueError(f"sft_weight is {self.sft_weight}; give 0 or more")
-        if self.position not in ("end", "start", "random"):
-            raise ValueError(f"position is {self.position!r}; choose end, start or random")
+        if self.naive + self.frames > 1:
+            raise ValueError(f"naive and frames are {self.naive} and {self.frames}; together they "
+                             "can be 1 at most")
+        if self.position not in ("end", "start", "random", "everywhere"):
+            raise ValueError(f"position is {self.position!r}; choose end, start, random or "
+                             "everywhere")
         if self.responses not in ("samples", "self"):
             raise ValueError(f"responses is {self.responses!r}; choose samples, or self for the "
                              "model's own answers")

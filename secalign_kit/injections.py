@@ -16,11 +16,11 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .samples import SPLITS, Sample
+from .samples import DATA, SPLITS, Sample
 
 PHRASES: dict[str, dict[str, tuple]] = {
     "ignore": {
@@ -166,7 +166,7 @@ def witness(words: str) -> Sample:
 
 
 POSITIONS = {"end": "at the end", "start": "at the start", "middle": "in the middle",
-             "random": "at random places"}
+             "random": "at random places", "everywhere": "everywhere"}
 """Where in the data an injection may stand, in words."""
 
 
@@ -212,6 +212,8 @@ class InjectedSample:
 
 
 Attack = Callable[[str, AttackContext], str]
+NamedAttack = str | tuple[str, Attack]
+"""A name of `ATTACKS`, or a name with a function, such as an entry of `load_attacks`."""
 
 
 def naive(payload_text: str, context: AttackContext) -> str:
@@ -385,6 +387,19 @@ WITNESS_ONLY = frozenset(("other_language",))
 """Attacks that can carry no payload but a witness request."""
 
 
+def unseen_attacks(split: str) -> dict[str, Attack]:
+    """Kinds of frames that no training pair shows, by name ("unseen_mail"), for a test split.
+
+    Validation and held-out kinds are different kinds, not other phrases of the same; each has some
+    templates in `data/unseen_frames.json`, of which every attack draws one. Raises ValueError for
+    "train".
+    """
+    kinds = json.loads((DATA / "unseen_frames.json").read_text(encoding="utf-8"))
+    if split not in kinds:
+        raise ValueError(f"split {split!r} has no unseen frames; choose {' or '.join(kinds)}.")
+    return {f"unseen_{kind}": _any_of(templates) for kind, templates in kinds[split].items()}
+
+
 def load_attacks(path: str | os.PathLike) -> dict[str, Attack]:
     """Attacks from a user's JSON file, by name: a list of templates with the slot `{payload}`.
 
@@ -407,6 +422,11 @@ def load_attacks(path: str | os.PathLike) -> dict[str, Attack]:
             for number, template in enumerate(templates)}
 
 
+def _any_of(templates: Sequence[str]) -> Attack:
+    return lambda payload_text, context: context.rng.choice(templates).replace("{payload}",
+                                                                               payload_text)
+
+
 def _template(text: str) -> Attack:
     return lambda payload_text, context: text.replace("{payload}", payload_text)
 
@@ -427,8 +447,9 @@ def inject(
     separate sentences (the paper's pair builder does the same). At "start" and "inside" the
     attacker text is closed instead. "random" draws one of start, end and, if the data has more
     than one sentence, a border between two sentences; "middle" is the border nearest the middle,
-    between words if there is only one sentence. `attack` is a name of `ATTACKS`, or an entry
-    (name, function) of `load_attacks`.
+    between words if there is only one sentence. "everywhere" draws one of start, end, middle and
+    a border between two words. `attack` is a name of `ATTACKS`, or an entry (name, function) of
+    `load_attacks`.
 
     Raises ValueError for an unknown attack, split or position, a host without data, or a payload
     without text.
@@ -486,6 +507,11 @@ def _near_miss(context: AttackContext) -> AttackContext:
 def _cut(data: str, position: str, rng: random.Random) -> tuple[str, str, str, str]:
     """(left, gap, right, place): host data before and after the attacker text."""
     borders = [m.span() for m in re.finditer(r"(?<=[.?!])\s+(?=\S)", data)]
+    words = [m.span() for m in re.finditer(r"(?<=\S)\s+(?=\S)", data)]
+    if position == "everywhere":
+        position = rng.choice(("start", "end", "middle", "word"))
+        borders = words if position == "word" else borders
+        position = "end" if position == "word" and not words else position
     if position == "random":
         position = rng.choice(("end", "start", "inside") if borders else ("end", "start"))
     if position == "start":
@@ -493,7 +519,7 @@ def _cut(data: str, position: str, rng: random.Random) -> tuple[str, str, str, s
     if position == "end":
         return data, "", "", "end"
     if position == "middle":
-        borders = borders or [m.span() for m in re.finditer(r"(?<=\S)\s+(?=\S)", data)]
+        borders = borders or words
         if not borders:
             return data, "", "", "end"
         begin, end = min(borders, key=lambda span: abs(span[0] + span[1] - len(data)))

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value, load_from_disk
 
+from . import frames as random_frames
 from . import markdown
-from .injections import POSITIONS, inject
+from .injections import POSITIONS, NamedAttack, inject
 from .samples import SPLITS, Sample, write_text
 from .visible import escape_hostile
 
@@ -44,6 +45,7 @@ def make_pairs(
     seed: int,
     n: int | None = None,
     naive: float = 0.9,
+    frames: float = 0.0,
     position: str = "end",
     clean: float = 0.0,
     split: str = "train",
@@ -59,7 +61,7 @@ def make_pairs(
     Raises ValueError for a number out of range, an unknown position or split, no usable host, or a
     host for which no other sample has a different answer.
     """
-    _check_options(n, naive, clean, position, split)
+    _check_options(n, naive, frames, clean, position, split)
     usable = [sample for sample in samples if sample.answer.strip()]
     hosts = [sample for sample in usable if sample.data.strip()]
     if not hosts:
@@ -67,19 +69,27 @@ def make_pairs(
     rng = random.Random(f"pairs-{seed}")
     with_data = _cycle(hosts, rng)
     without_data = _cycle([s for s in usable if not s.data.strip()] or hosts, rng)
+    drawn = ("frame", random_frames.from_samples(usable))
     pairs = []
     for _ in range(len(hosts) if n is None else n):
         if rng.random() < clean:
             host = next(with_data if rng.random() < 0.5 else without_data)
             pairs.append(_clean_pair(host, partner(host, usable, rng)))
         else:
-            attack = "naive" if rng.random() < naive else "completion"
+            attack = _draw_attack(rng.random(), naive, frames, drawn)
             host = next(with_data)
             payload = partner(host, usable, rng)
             pairs.append(_injected_pair(
                 inject(host, payload, attack, rng=rng, split=split, position=position)
             ))
     return pairs
+
+
+def _draw_attack(at: float, naive: float, frames: float, drawn: NamedAttack) -> NamedAttack:
+    """The attack of one pair, where `at` in [0, 1) falls between the shares."""
+    if at < naive:
+        return "naive"
+    return drawn if at < naive + frames else "completion"
 
 
 def pairs_dataset(samples: Iterable[Sample], **options) -> Dataset:
@@ -233,10 +243,10 @@ def _pair(host: Sample, other: Sample, **provenance) -> dict:
     }
 
 
-def _check_options(n, naive, clean, position, split) -> None:
+def _check_options(n, naive, frames, clean, position, split) -> None:
     if n is not None and n < 1:
         raise ValueError(f"n is {n}; ask for at least one pair.")
-    for name, share in (("naive", naive), ("clean", clean)):
+    for name, share in (("naive", naive), ("frames", frames), ("clean", clean)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share between 0 and 1.")
     if position not in POSITIONS:

@@ -366,7 +366,7 @@ def training_pairs(config: RunConfig, n: int | None = None, split: str = "train"
     return pairs.pairs_dataset(
         shipped_samples(split) if samples is None else samples, seed=config.seed + seed,
         n=config.n_pairs if n is None else n,
-        naive=config.naive, position=config.position, clean=config.clean,
+        naive=config.naive, frames=config.frames, position=config.position, clean=config.clean,
     )
 
 
