@@ -47,7 +47,7 @@ BRACKETS = (("[", "]"), ("[[", "]]"), ("(", ")"), ("{", "}"), ("{{", "}}"), ("<"
             ("<<", ">>"), ("</", ">"), ("<", "/>"), ("<|", "|>"), ("[/", "]"), ("\"", "\""),
             ("'", "'"), ("`", "`"), ("```", "```"), ("“", "”"), ("„", "“"), ("«", "»"),
             ("*", "*"), ("**", "**"), ("_", "_"), ("|", "|"), ("<!--", "-->"), ("/*", "*/"))
-SCRIPTS = (*("abcdefghijklmnopqrstuvwxyz",) * 8,
+SCRIPTS = (*("abcdefghijklmnopqrstuvwxyz",) * 20,
            "bcdfghàáâäçèéêëìíîïñòóôöøùúûüßåæ", "βγδζθκλμπρστφχψαεηιουω",
            "бвгджзклмнпрстфхцчшаеиоуыэюя", "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
            "かきくけこさしすせそたちつてとのは", "的一是不了人我在有他这中大来上国",
@@ -71,7 +71,7 @@ class Frames:
     def draw(self, context: AttackContext) -> tuple[str, str]:
         """(before, after): the frame's text on both sides of a payload."""
         rng = context.rng
-        pieces = [self._piece(rng) for _ in range(rng.choices(range(7), (1, 6, 6, 4, 1, 1, 1))[0])]
+        pieces = [self._piece(rng) for _ in range(rng.choices(range(7), (2, 8, 6, 3, 1, 1, 1))[0])]
         if rng.random() < 0.25:
             pieces.insert(0, context.draw("ignore"))
         if rng.random() < 0.15:
@@ -113,7 +113,7 @@ class Frames:
     def _sentence(self, rng: random.Random) -> str:
         if rng.random() < 0.6:
             return rng.choice(SENTENCES)
-        return self._some(rng, 8).capitalize() + rng.choice(".!?")
+        return self._some(rng, 6).capitalize() + rng.choice(".!?")
 
     def _mark(self, rng: random.Random) -> str:
         mark = rng.choice(MARKS)
@@ -135,10 +135,10 @@ class Frames:
 
 
 def made_up(rng: random.Random) -> str:
-    """A word of no language: two to eight letters after a doubled first one."""
+    """A word of no language: one to five letters after a doubled first one."""
     letters = rng.choice(SCRIPTS)
     first = rng.choice([c for c in letters[:16] if c not in "aeioulàáâäèéêëìíîïòóôö"])
-    return first * 2 + "".join(rng.choices(letters, k=rng.randint(1, 7)))
+    return first * 2 + "".join(rng.choices(letters, k=rng.randint(1, 5)))
 
 
 def from_samples(samples: Iterable[Sample]) -> Frames:
