@@ -19,6 +19,7 @@ Limits: one process on one device. One method of TRL that is not public is overr
 `_prepare_dataset`; `pyproject.toml` names the versions of TRL that this was tested with.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -107,23 +108,26 @@ class EncodedDPOTrainer(DPOTrainer):
 class PairTrainer(EncodedDPOTrainer):
     """TRL's trainer with a step of our own: `collate` makes the batch, `compute_loss` the loss.
 
-    `objective` and `sft_weight` are those of `preference.batch_loss`.
+    `objective` and `sft_weight` are those of `preference.batch_loss`; `precision` is the context
+    that the model runs in.
     """
 
-    def __init__(self, *args, objective: str, sft_weight: float = 0.0, **kwargs):
+    def __init__(self, *args, objective: str, sft_weight: float = 0.0,
+                 precision=contextlib.nullcontext, **kwargs):
         super().__init__(*args, **kwargs)
-        self.objective, self.sft_weight = objective, sft_weight
+        self.objective, self.sft_weight, self.precision = objective, sft_weight, precision
         self.noted: list[torch.Tensor] = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch of B pairs with N response tokens, a scalar."""
         # log p of every response token under the policy, then of every response: [N], [B], [B]
-        tokens = shared_prefix.token_logprobs(model, inputs)
+        with self.precision():
+            tokens = shared_prefix.token_logprobs(model, inputs)
+            kl = self.drift(model, inputs["mismatched"]) if "mismatched" in inputs else 0.0
         chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
         lengths = shared_prefix.sum_responses(torch.ones_like(tokens), inputs)
         # under the reference, the model without its adapter, they were computed before training
         reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        kl = self.drift(model, inputs["mismatched"]) if "mismatched" in inputs else 0.0
         scores = PairScores(chosen, rejected, *reference, *lengths, kl)
         self.note(scores)
         return preference.batch_loss(scores, self.objective, self.args.beta, self.sft_weight)
@@ -242,7 +246,9 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     """
     rows = encode_pairs(bundle, dataset, config.max_length)
     parity.check(bundle, rows)
-    chosen, rejected = reference_logprobs(bundle, rows, progress, cache, scoring_batch(config))
+    with models.native_precision(bundle):  # as in training, so that the first loss is ln 2
+        chosen, rejected = reference_logprobs(bundle, rows, progress, cache,
+                                              scoring_batch(config))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
@@ -302,7 +308,9 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         batch = functools.partial(collate, pad=bundle.tokenizer.pad_token_id,
                                   mismatched=config.loss == "kto")
         trainer = PairTrainer(bundle.model, data_collator=batch, objective=config.loss,
-                              sft_weight=config.sft_weight, **common)
+                              sft_weight=config.sft_weight,
+                              precision=functools.partial(models.native_precision, bundle),
+                              **common)
     else:
         warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
                       stacklevel=2)
@@ -398,7 +406,8 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     write_json(folder / "versions.json", versions())
 
     def measure() -> dict:
-        chosen, rejected = score_pairs(bundle, probe_rows, scoring_batch(config))
+        with models.native_precision(bundle):
+            chosen, rejected = score_pairs(bundle, probe_rows, scoring_batch(config))
         return {"chosen_logprob": chosen.mean().item(),
                 "rejected_logprob": rejected.mean().item(),
                 "chosen_logprobs": _rounded(chosen), "rejected_logprobs": _rounded(rejected)}
