@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import defenses, generation, prompts
-from ..models import Bundle, merged, weights_hash
+from ..models import Bundle, merged, native_precision, weights_hash
 from .items import Item
 from .judges import decided, obeyed
 from .records import as_lines, read_records
@@ -42,7 +42,7 @@ def _responses(bundle: Bundle, encoded: list[list[int]], keys: Sequence[str] | N
         witness = witnesses[number]
         return bool(witness) and decided(tokenizer.decode(ids, skip_special_tokens=True), witness)
 
-    with merged(bundle):
+    with merged(bundle), native_precision(bundle):
         ids = generation.greedy(bundle, encoded, keys=keys, settled=settled if witnesses else None,
                                 **options)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
