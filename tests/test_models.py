@@ -1,5 +1,6 @@
 """Insecure and secure are one model; 4-bit LoRA keeps its gradients on every CPU."""
 
+import bitsandbytes
 import pytest
 import tokenizer_kinds as kinds
 import torch
@@ -157,10 +158,40 @@ def test_strength_without_adapter_is_refused(toy):
         pass
 
 
-def test_lora_gets_gradients_in_4_bit_also_after_an_evaluation():
+def test_a_small_4_bit_model_is_expanded_on_a_cpu_with_the_values_of_4_bits(monkeypatch):
+    expanded = models.load("toy").model
+    monkeypatch.setattr(models, "EXPANDED", 0)
+    packed = models.load("toy").model
+    layer, plain = (m.model.layers[0].mlp.up_proj for m in (packed, expanded))
+    assert type(layer).__name__ == "Linear4bit" and type(plain) is torch.nn.Linear
+    assert torch.equal(plain.weight, bitsandbytes.functional.dequantize_4bit(
+        layer.weight.data, layer.weight.quant_state).float())
+    exact = models.load("toy", four_bit=False).model.model.layers[0].mlp.up_proj.weight
+    assert not torch.equal(plain.weight, exact)
+
+
+def test_native_precision_rounds_products_and_keeps_attention_and_exact_models_as_they_are(
+        monkeypatch):
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)
+    bundle, exact = models.load("toy"), models.load("toy", four_bit=False)
+    before, plain = logits(bundle), logits(exact)
+    with models.native_precision(bundle):
+        rounded = logits(bundle)
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == \
+            torch.bfloat16
+        queries = torch.randn(1, 1, 3, 4)
+        attended = torch.nn.functional.scaled_dot_product_attention(queries, queries, queries)
+        assert attended.dtype == torch.float32
+    assert not torch.equal(rounded, before) and torch.allclose(rounded.float(), before, atol=0.5)
+    with models.native_precision(exact):
+        assert torch.equal(logits(exact), plain)
+
+
+def test_lora_gets_gradients_in_4_bit_also_after_an_evaluation(monkeypatch):
     """bitsandbytes repacks weights in the first eval forward on some CPUs; see keep_gradients."""
     from peft import get_peft_model
 
+    monkeypatch.setattr(models, "EXPANDED", 0)  # as for a model too large to be expanded
     bundle = models.load("toy", four_bit=True)
     evaluation.generate(bundle, REQUEST, max_new_tokens=2)
     model = get_peft_model(bundle.model, models.lora(4, 4, 0.0, ALL_LINEAR)).train()
@@ -183,9 +214,11 @@ def test_merging_keeps_the_answers_and_gives_the_weights_back_bit_by_bit():
     assert torch.equal(logits(bundle), apart)
 
 
-def test_nothing_is_merged_into_4_bit_weights_or_while_the_adapter_is_off(secured):
-    with models.merged(secured):
-        assert not any(getattr(m, "merged", False) for m in secured.model.modules())
+def test_nothing_is_merged_into_4_bit_weights_or_while_the_adapter_is_off(monkeypatch):
+    monkeypatch.setattr(models, "EXPANDED", 0)
+    packed = models.load("toy", adapter=models.ADAPTERS["secalign"])
+    with models.merged(packed):
+        assert not any(getattr(m, "merged", False) for m in packed.model.modules())
     bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
     with models.insecure(bundle):
         insecure = logits(bundle)
