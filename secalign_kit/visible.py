@@ -7,9 +7,9 @@ printed, and through `escape_hostile` before it becomes HTML.
 """
 
 import html
+import re
 import unicodedata
 
-_SHOWN = {" ": " ", "\n": "\n", "\t": "\u21e5"}
 _HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}  # Unicode categories
 _BLANK = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}  # letters without ink
 
@@ -20,7 +20,7 @@ def visible(text: str) -> str:
     Control, bidi, zero-width and odd space characters, variation selectors and lone surrogates
     become `[U+202E]` and so on; the plain space and line feeds stay. Not HTML-escaped.
     """
-    return "".join(map(_shown, str(text)))
+    return re.sub(r"[^\n -~]", lambda found: _shown(found[0]), str(text))
 
 
 def one_line(text: str) -> str:
@@ -55,9 +55,9 @@ def arrow(value: float) -> str:
 
 
 def _shown(character: str) -> str:
+    if character == "\t":
+        return "\u21e5"
     code = ord(character)
-    if character in _SHOWN:
-        return _SHOWN[character]
     hidden = unicodedata.category(character) in _HIDDEN
     selector = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or 0x180B <= code <= 0x180F
     return f"[U+{code:04X}]" if hidden or selector or code in _BLANK else character

@@ -39,24 +39,14 @@ def opened(fig):
 
 
 def metrics(n=20):
-    rows = range(1, n + 1)
-    return [
-        {"step": i, "loss": 0.69 / i, "margin": i / 9, "chosen_logprob": -9, "rejected_logprob": -i}
-        for i in rows
-    ]
+    return [{"step": i, "loss": 0.69 / i, "margin": i / 9, "chosen_logprob": -9,
+             "rejected_logprob": -i} for i in range(1, n + 1)]
 
 
 def table(chosen=(1, 1, -1, -1, 2), rejected=(-5, 4, -3, 2, -9)):
-    rows = len(chosen)
-    return pd.DataFrame(
-        {
-            "id": range(rows),
-            "chosen_before": [-10.0] * rows,
-            "chosen_after": [-10.0 + c for c in chosen],
-            "rejected_before": [-4.0] * rows,
-            "rejected_after": [-4.0 + r for r in rejected],
-        }
-    )
+    return pd.DataFrame({"id": range(len(chosen)), "chosen_before": -10.0, "rejected_before": -4.0,
+                         "chosen_after": [-10.0 + c for c in chosen],
+                         "rejected_after": [-4.0 + r for r in rejected]})
 
 
 POINTS = {
@@ -127,11 +117,8 @@ def test_colours_are_distinct_and_never_alone():
 
 
 def test_diagram_shows_the_measured_numbers_and_answers():
-    text = words(
-        figures.diagram(
-            SHIFT | {"insecure_answer": "No, extinct.", "secure_answer": "", "tokens": object()}
-        )
-    )
+    answers = {"insecure_answer": "No, extinct.", "secure_answer": "", "tokens": object()}
+    text = words(figures.diagram(SHIFT | answers))
     assert "\u221212.3  \u2192  \u22123.1 nats   \u25b2 +9.2" in text
     assert "\u22122.2  \u2192  \u221261.7 nats   \u25bc \u221259.5" in text
     assert "extinct." in text and "(nothing)" in text

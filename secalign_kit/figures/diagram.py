@@ -1,5 +1,6 @@
 """The founding diagram: prompt, chosen and rejected between the insecure and the secure model."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 from matplotlib import colors
@@ -135,22 +136,13 @@ def _wrap(runs: Iterable[tuple[str, str]], columns: int) -> list[list[tuple[int,
     """Runs of (text, role) as lines of (column, text, role), broken at spaces, else anywhere."""
     lines, column = [[]], 0
     for text, role in runs:
-        for word in _words(text, columns):
+        for word in re.findall(f"[^ ]{{1,{columns}}} ?| ", text):
             if column + len(word.rstrip()) > columns and column:
                 lines.append([])
                 column = 0
             lines[-1].append((column, word, role))
             column += len(word)
     return lines
-
-
-def _words(text: str, columns: int) -> list[str]:
-    words = []
-    for word in text.split(" "):
-        pieces = [word[i : i + columns] for i in range(0, len(word), columns)] or [""]
-        words += pieces[:-1] + [pieces[-1] + " "]
-    words[-1] = words[-1][:-1]
-    return [word for word in words if word]
 
 
 def _draw_lines(axes, lines, x: float, y: float) -> None:

@@ -36,11 +36,10 @@ def trials(rates: Iterable[Rate]) -> str:
 def draw_points(axes, x, y, look: Mapping, size: float = 8, line: str = "", **more) -> None:
     """Markers with a dark edge; an open one keeps its colour as a thick edge."""
     open_ = look["fill"] == PAPER
-    axes.plot(
-        x, y, color=look["color"], linestyle=line, marker=look["marker"], markersize=size,
-        markerfacecolor=look["fill"], markeredgecolor=look["color"] if open_ else INK,
-        markeredgewidth=1.7 if open_ else 0.8, linewidth=1.8, **more,
-    )  # fmt: skip
+    axes.plot(x, y, color=look["color"], linestyle=line, linewidth=1.8, marker=look["marker"],
+              markersize=size, markerfacecolor=look["fill"],
+              markeredgecolor=look["color"] if open_ else INK,
+              markeredgewidth=1.7 if open_ else 0.8, **more)
 
 
 def rate_curves(curves: Mapping[str, Sequence[tuple]], xlabel: str,

@@ -10,6 +10,7 @@ from ..evaluation import rate
 from .canvas import dress, legend_below, sheet
 from .palette import HATCH, INK, MARKER, PALETTE, PAPER
 
+COLUMNS = ("chosen_before", "chosen_after", "rejected_before", "rejected_after")
 _QUADRANTS = (  # chosen rose?, rejected rose?, words, marker
     (True, False, "chosen up, rejected down: intended", "o"),
     (False, False, "both down", "v"),
@@ -30,10 +31,8 @@ def shift_scatter(table) -> Figure:
     fig, axes = sheet(7, 5.8)
     for up, rejected_up, words, marker in _QUADRANTS:
         here = ((chosen > 0) == up) & ((rejected > 0) == rejected_up)
-        axes.scatter(
-            chosen[here], rejected[here], marker=marker, s=30, color=INK, edgecolor=PAPER,
-            linewidth=0.5, alpha=0.65, label=f"{words} ({int(here.sum())})",
-        )  # fmt: skip
+        axes.scatter(chosen[here], rejected[here], marker=marker, s=30, color=INK, edgecolor=PAPER,
+                     linewidth=0.5, alpha=0.65, label=f"{words} ({here.sum()})")
     _quadrant_limits(axes, chosen, rejected)
     dress(axes, f"The shift of {len(chosen)} pairs", "change of log p(chosen) (nats per response)",
           "change of log p(rejected) (nats per response)")
@@ -43,13 +42,12 @@ def shift_scatter(table) -> Figure:
 
 def _shifts(table):
     """The change of log p(chosen) and of log p(rejected), for a table that can be drawn."""
-    names = ("chosen_before", "chosen_after", "rejected_before", "rejected_after")
-    missing = [name for name in names if name not in table.columns]
+    missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise ValueError(f"shift table: columns {missing} are missing; score before and after.")
     if not len(table):
         raise ValueError("shift table: it has no rows; score at least one pair.")
-    for name in names:
+    for name in COLUMNS:
         bad = [row for row, value in enumerate(table[name]) if not math.isfinite(value)]
         if bad:
             raise ValueError(f"shift table: row {bad[0]}, {name} is not finite; drop that pair.")
@@ -78,8 +76,7 @@ def before_after(table) -> Figure:
     """
     _shifts(table)  # refuses what cannot be drawn
     fig, panels = sheet(9.4, 4.9, 2, sharex=True, sharey=True)
-    low = min(float(table[f"{side}_{when}"].min()) for side in ("chosen", "rejected")
-              for when in ("before", "after"))
+    low = table[list(COLUMNS)].min(axis=None)
     for axes, when, which in zip(panels, ("before", "after"), ("insecure", "secure"), strict=True):
         ends = _nats_axis(axes, "x", low)
         _nats_axis(axes, "y", low)
@@ -87,11 +84,10 @@ def before_after(table) -> Figure:
         axes.scatter(x, y, marker=MARKER[which], s=26, color=PALETTE[which], edgecolor=INK,
                      linewidth=0.5, alpha=0.7)
         axes.plot(ends, ends, color=INK, linestyle=":", linewidth=1.2)
-        lost, won = int((y > x).sum()), int((x > y).sum())
         dress(axes, f"{when.capitalize()}: the {which} model, {len(x)} pairs\n",
               "log p(chosen) (nats; tenfold steps)", "log p(rejected) (nats; tenfold steps)")
-        axes.text(0, 1.015, f"above the dots rejected is likelier: {lost}; below, chosen: "
-                  f"{won}", transform=axes.transAxes, fontsize=8.5, color=INK)
+        axes.text(0, 1.015, f"above the dots rejected is likelier: {(y > x).sum()}; below, chosen: "
+                  f"{(x > y).sum()}", transform=axes.transAxes, fontsize=8.5, color=INK)
     return fig
 
 

@@ -58,10 +58,9 @@ def _write_names(axes, names: Sequence[str], places: Sequence, taken: list[Bbox]
     per_point = axes.figure.dpi / 72
     inside = axes.get_window_extent().padded(-4)
     for name, place in zip(names, places, strict=True):
-        label = axes.annotate(
-            drawable(name, 40), place, (0, 0), textcoords="offset points", ha="center",
-            va="center", fontsize=9, color=INK, parse_math=False, zorder=6,
-        )  # fmt: skip
+        label = axes.annotate(drawable(name, 40), place, (0, 0), textcoords="offset points",
+                              ha="center", va="center", fontsize=9, color=INK, parse_math=False,
+                              zorder=6)
         label.set_in_layout(False)
         size = label.get_window_extent()
         half = size.width / per_point / 2, size.height / per_point / 2

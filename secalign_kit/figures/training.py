@@ -51,10 +51,8 @@ def _mark_log2(axes, losses: pd.Series) -> None:
     if losses.empty or losses.index[0] > 1 or abs(losses.iloc[0] - math.log(2)) > 0.02:
         return
     axes.axhline(math.log(2), color=INK, linestyle=":", linewidth=1.4)
-    axes.annotate(
-        "log 2: before training", (1, math.log(2)), xycoords=("axes fraction", "data"),
-        xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8, color=INK,
-    )  # fmt: skip
+    axes.annotate("log 2: before training", (1, math.log(2)), xycoords=("axes fraction", "data"),
+                  xytext=(-3, 3), textcoords="offset points", ha="right", fontsize=8, color=INK)
 
 
 def _batches(axes, values: pd.Series) -> None:
@@ -74,10 +72,8 @@ def _curve(axes, values: pd.Series, color: str, line: str, marker: str, label=No
         return
     every = max(1, len(values) // 9)
     marker = marker or ("." if len(values) < 3 else None)  # a lone point draws no line
-    axes.plot(
-        values.index, values, color=color, linestyle=line, marker=marker, markevery=every,
-        markersize=5, linewidth=1.8, label=label,
-    )  # fmt: skip
+    axes.plot(values.index, values, color=color, linestyle=line, linewidth=1.8, marker=marker,
+              markevery=every, markersize=5, label=label)
 
 
 def compare_training(runs: Mapping[str, Sequence[Mapping]]) -> Figure:

@@ -50,13 +50,8 @@ STARTS = {  # where a loss stands before the first step
 WHICH = ("insecure", "secure")
 
 
-def render_report(
-    summary: Mapping,
-    figures: Mapping[str, bytes],
-    examples: Sequence[Mapping],
-    config: Mapping,
-    notes: Sequence[str] = (),
-) -> str:
+def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequence[Mapping],
+                  config: Mapping, notes: Sequence[str] = ()) -> str:
     """The report as one HTML string.
 
     `summary`: {"insecure": {"clean_utility", "retention", "asr": {attack: Rate},
@@ -79,11 +74,8 @@ def render_report(
         table=_table(*models.values()),
         shift=_shift(summary.get("logprob", {})),
         images={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
-        start=_start(config),
-        examples=examples,
-        config=config,
-        versions=_versions(),
-        seconds=summary.get("seconds"),
+        start=_start(config), examples=examples,
+        config=config, versions=_versions(), seconds=summary.get("seconds"),
         limits=[*LIMITS, *notes],
     )
 
@@ -95,10 +87,8 @@ def write_report(path: str | os.PathLike, html: str) -> Path:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader(__name__, "."), undefined=StrictUndefined, trim_blocks=True,
-        autoescape=True, finalize=_seen,
-    )  # fmt: skip
+    environment = Environment(loader=PackageLoader(__name__, "."), undefined=StrictUndefined,
+                              trim_blocks=True, autoescape=True, finalize=_seen)
     environment.filters |= {"number": number, "percent": "{:.1%}".format}
     return environment
 
@@ -115,10 +105,9 @@ def _check(figures: Mapping, examples: Sequence[Mapping]) -> None:
     for row, example in enumerate(examples):
         data, start, end = (example[k] for k in ("data", "injection_start", "injection_end"))
         if not 0 <= start <= end <= len(data):
-            raise ValueError(
-                f"example {row}: injection {start} to {end} lies outside its data of {len(data)} "
-                "characters; pass the span that came with the attacked sample."
-            )
+            raise ValueError(f"example {row}: injection {start} to {end} lies outside its data of "
+                             f"{len(data)} characters; pass the span that came with the attacked "
+                             "sample.")
 
 
 def _strongest(rates: Mapping[str, Rate]) -> tuple[str, Rate] | None:

@@ -1,8 +1,10 @@
 """The playground: instruction, data, injection and attack; both models answer side by side."""
 
+import itertools
 import os
 import random
 from dataclasses import dataclass
+from operator import itemgetter
 from types import SimpleNamespace
 
 import ipywidgets
@@ -74,18 +76,13 @@ def _border(bundle: Bundle, data: str, start: int) -> int:
 def role_spans(bundle: Bundle, instruction: str, data: str, start: int) -> list[tuple[str, str]]:
     """The prompt as (role, text), from the roles of its tokens; `data[start:]` is "injection"."""
     prompt = prompts.encode(bundle.tokenizer, bundle.format, instruction, data)
-    spans: list[tuple[str, list[int]]] = []
-    for token, role in zip(prompt.ids, prompt.roles, strict=True):
-        if not spans or spans[-1][0] != role:
-            spans.append((role, []))
-        spans[-1][1].append(token)
     texts = []
-    for role, ids in spans:
+    for role, group in itertools.groupby(zip(prompt.ids, prompt.roles, strict=True), itemgetter(1)):
         if role == "data":  # a token may join the two, so the border is one of characters
             parts = ("data", data[:start]), ("injection", data[start:])
             texts += [(name, text) for name, text in parts if text]
         else:
-            texts.append((role, bundle.tokenizer.decode(ids)))
+            texts.append((role, bundle.tokenizer.decode([token for token, _ in group])))
     return texts
 
 
