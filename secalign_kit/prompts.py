@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 
 from .tokenization import added_tokens, cached, reader
 
-ROLES = ("delimiter", "instruction", "data")
-
 
 @dataclass(frozen=True)
 class PromptFormat:
