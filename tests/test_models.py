@@ -153,6 +153,12 @@ def test_the_hash_follows_every_change_and_reads_unchanged_weights_once(monkeypa
     assert models.weights_hash(bundle) != first
 
 
+def test_every_loaded_model_uses_one_attention_kernel_for_masks():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    models.load("toy", four_bit=False)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_strength_without_adapter_is_refused(toy):
     with pytest.raises(ValueError, match="no adapter"), models.strength(toy, 0.5):
         pass
