@@ -13,9 +13,10 @@ def test_a_card_has_rates_at_every_place_and_the_recipe(secured, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluation_items", lambda bundle, position: [
         item for item in whole(bundle, n=2, position=position) if item.attack != "retention"][-20:])
     text = cards.adapter_card("secalign", secured)
-    assert text.count("(n=2) |") == 2 * 5 + 3 * 5  # right and asr at the end, asr elsewhere
+    elsewhere = set(POSITIONS) - {"end"}
+    assert text.count("(n=2) |") == 2 * 5 + 5 * len(elsewhere)  # right only at the end
     assert all(f"| asr naive, injections {POSITIONS[place]} |" in text
-               for place in ("start", "middle", "random"))
+               for place in elsewhere)
     assert (RECIPES / "secalign.yaml").read_text().strip() in text
 
 
