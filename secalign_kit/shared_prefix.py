@@ -371,7 +371,8 @@ def separate(model, why: str) -> None:
 def tolerance(model, tokens: int) -> float:
     """How far two ways to compute a sum of log p over so many tokens may differ, in nats."""
     types = {getattr(module, "compute_dtype", None) for module in model.modules()}
-    exact = {model.dtype, *types} <= {torch.float32, torch.float64, None}
+    exact = ({model.dtype, *types} <= {torch.float32, torch.float64, None}
+             and not torch.is_autocast_enabled(model.device.type))
     return (1e-3 if exact else 0.1) * math.sqrt(tokens)
 
 
@@ -389,7 +390,7 @@ def _measured(model) -> Sharing:
     decoder = decoder_of(model)
     model.eval()
     try:
-        with _short_windows(config):
+        with _short_windows(config), torch.autocast(model.device.type, enabled=False):
             alone = [(p, r) for p, group in zip(prompts, responses, strict=True) for r in group]
             alone += [(p, group[0][:1]) for p, group in zip(prompts, responses, strict=True)]
             plain = [plain_logprobs(model, *pair).sum().item() for pair in alone]

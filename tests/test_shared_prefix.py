@@ -147,6 +147,14 @@ def test_rotary_angles_that_change_with_the_batch_are_refused(toy):
     assert shared_prefix.sharing(bundle.model).rows
 
 
+def test_a_model_is_measured_without_the_rounding_of_the_products_around_it(toy):
+    bundle = tiny("llama", TINY, toy)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert shared_prefix.tolerance(bundle.model, 4) == 0.2
+        assert shared_prefix.sharing(bundle.model) == shared_prefix.Sharing(True, True)
+    assert shared_prefix.tolerance(bundle.model, 4) == 2e-3
+
+
 def test_a_window_that_is_longer_than_the_rows_changes_nothing(toy):
     bundle = tiny("mistral", TINY | dict(sliding_window=29), toy)
     assert shared_prefix.narrow(bundle.model, 29) == {}
