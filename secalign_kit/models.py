@@ -8,7 +8,10 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 
 import contextlib
 import hashlib
+import importlib.util
 import os
+import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from . import adapters
 from .chat_format import CHAT, chat_format
 from .prompts import FORMATS, PromptFormat, encode, encode_response, for_tokenizer
 from .samples import DATA
@@ -179,33 +183,40 @@ def native_precision(bundle: Bundle):
 
 def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = None,
          format: str | None = None, device: str | None = None) -> Bundle:
-    """Loads a preset, a Hub id or a folder; with `adapter`, as an insecure/secure pair in one.
+    """Loads a preset, a Hub id, a folder or a GGUF file; with `adapter`, as an insecure/secure
+    pair in one.
 
     Without a `format` (a name of `prompts.FORMATS` or `chat_format.CHAT`), a model that is no
-    preset gets that of its chat template. Raises ValueError for a model that is not there, an
-    unknown format, one that the tokenizer cannot write exactly, and a tokenizer that is not the
-    model's.
+    preset gets that of its chat template, and an adapter with a template of its own gets that. An
+    adapter's own tokenizer goes with it. Raises ValueError for a model that is not there, an
+    unknown format, one that the tokenizer cannot write exactly, a tokenizer that is not the
+    model's, and what `with_adapter` refuses.
     """
     preset = PRESETS.get(name)
     if format is not None and format not in FORMATS and format not in CHAT:
         raise ValueError(f"format {format!r} is unknown; choose one of "
                          f"{', '.join([*CHAT, *FORMATS])}")
-    path = preset.path if preset else name
-    if Path(path).is_dir():  # loads from disk in a moment
+    path, folder = preset.path if preset else name, adapters.find(adapter) if adapter else None
+    if Path(path).exists():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
     elif preset and preset.path.startswith(str(DATA)):
         raise ValueError(f"the embedded model is missing at {path!r}; reinstall, or pre-train it")
-    tokenizer = _tokenizer(path)
-    form = _format(tokenizer, format or (preset.format if preset else "chat"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     one_attention_kernel()
     options = {"quantization_config": nf4(device)} if four_bit else {}
     # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact
-    small = name == "toy" or device == "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32 if small else compute_dtype(device), device_map={"": device},
-        trust_remote_code=False, use_safetensors=True, **options,
-    )
+    dtype = torch.float32 if name == "toy" or device == "cpu" else compute_dtype(device)
+    with _folder(path, dtype) as path:
+        tokenizer = _tokenizer(path)
+        usual = preset.format if preset else "chat"
+        if own := folder and adapters.own_tokenizer(folder, tokenizer):
+            changed = own.chat_template and own.chat_template != tokenizer.chat_template
+            tokenizer, usual = own, "chat" if changed else usual
+        form = _format(tokenizer, format or usual)
+        model = _whole(
+            path, dtype=dtype, device_map={"": device}, trust_remote_code=False,
+            use_safetensors=True, **options,
+        )
     keep_gradients(model)
     model = expand_on_cpu(model) if four_bit else model
     for layer in model.modules():  # bitsandbytes does so at the first use, and changes the hash
@@ -213,7 +224,40 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
             layer.bias.data = layer.bias.data.to(layer.compute_dtype)
     _fit(tokenizer, form, model.get_input_embeddings().num_embeddings)
     bundle = Bundle(model.eval(), tokenizer, form, name, four_bit)
-    return with_adapter(bundle, adapter) if adapter else bundle
+    return with_adapter(bundle, folder) if folder else bundle
+
+
+def _whole(path: str | Path, **options):
+    """A model with all its weights; those that a checkpoint lacks would be random otherwise."""
+    model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"model {str(path)!r} lacks {len(missing)} of its weights (first: "
+                         f"{missing[0]}), which would be random; fetch it anew")
+    return model
+
+
+@contextlib.contextmanager
+def _folder(path: str, dtype: torch.dtype):
+    """The path of a model; for a GGUF file, a temporary folder with its weights dequantized."""
+    file = Path(path)
+    if file.suffix != ".gguf":
+        yield path
+        return
+    if not file.is_file():
+        raise ValueError(f"there is no file {path!r}; give the path of a GGUF file")
+    if not importlib.util.find_spec("gguf"):
+        raise ValueError(f"reading {path!r} needs the package gguf: pip install "
+                         "'secalign-kit[gguf]'")
+    warnings.warn(f"{file.name} is dequantized: its weights, and how it splits a text, are near "
+                  "those of the published model", stacklevel=4)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        model = _whole(file.parent, gguf_file=file.name, dtype=dtype)
+        vars(model.config).pop("quantization_config", None)  # or it could not be saved
+        model.hf_quantizer = None
+        model.save_pretrained(folder)
+        del model
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+        yield folder
 
 
 def _tokenizer(path: str):
@@ -260,17 +304,27 @@ def _fit(tokenizer, form: PromptFormat, rows: int) -> None:
 def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
     """The bundle, changed: with a LoRA adapter on top of its base model, in place of another.
 
-    `path` is an adapter's folder, or a run's, which holds it as `adapter/`. Raises ValueError for
-    others.
+    `path` is an adapter's folder or Hub id, or a run's folder, which holds it as `adapter/`. Raises
+    ValueError for others, for kinds of adapters that the kit does not know to switch off exactly,
+    for those of another base model, and for those with a tokenizer or chat template of their own
+    that the bundle has not.
     """
-    if Path(path, "adapter", "adapter_model.safetensors").exists():
-        path = Path(path, "adapter")
-    if not Path(path, "adapter_model.safetensors").exists():
-        raise ValueError(f"{str(path)!r} holds no adapter_model.safetensors; train one, or fix it")
-    base = bundle.model.unload() if isinstance(bundle.model, PeftModel) else bundle.model
+    folder = adapters.find(path)
+    config, peft = adapters.read(folder), isinstance(bundle.model, PeftModel)
+    if adapters.own_tokenizer(folder, bundle.tokenizer):
+        raise ValueError(f"adapter {str(folder)!r} has a tokenizer of its own; load both with "
+                         f"models.load({bundle.name!r}, adapter={str(path)!r})")
+    adapters.refuse_other_base(folder, config,
+                               bundle.model.get_base_model() if peft else bundle.model)
+    base = bundle.model.unload() if peft else bundle.model
     # peft puts its layers into the model that it is given, so there is no bundle without them left
-    bundle.model = PeftModel.from_pretrained(base, str(path), use_safetensors=True).eval()
-    bundle.adapter = str(path)
+    model = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
+    try:
+        adapters.refuse_missing(folder, model)
+    except ValueError:
+        bundle.model, bundle.adapter = model.unload(), None
+        raise
+    bundle.model, bundle.adapter = model.eval(), str(folder)
     return bundle
 
 
@@ -338,11 +392,13 @@ def insecure(bundle: Bundle):
 def merged(bundle: Bundle):
     """Inside, the adapter is added into the weights, which saves its products at every step.
 
-    Does nothing unless the base has fp32 weights, since others would round the sum; nor without an
-    adapter or with it switched off. The weights are put back bit by bit.
+    Does nothing unless the base has fp32 weights, since others would round the sum; nor for an
+    embedding, which may be the head's weights too; nor without an adapter or with it switched off.
+    The weights are put back bit by bit.
     """
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
     exact = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+    exact &= not any(isinstance(layer.get_base_layer(), torch.nn.Embedding) for layer in layers)
     if not layers or not exact or any(layer.disable_adapters for layer in layers):
         yield bundle
         return
@@ -364,6 +420,10 @@ def strength(bundle: Bundle, value: float):
     """
     if not isinstance(bundle.model, PeftModel):
         raise ValueError("the model has no adapter to scale; load one with adapter=...")
+    for config in bundle.model.peft_config.values():
+        if rest := adapters.unscalable(config):
+            raise ValueError(f"the adapter has {rest}, which its strength does not scale; use "
+                             "models.insecure for the model without it")
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     try:

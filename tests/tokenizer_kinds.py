@@ -3,6 +3,7 @@
 import functools
 import json
 
+import torch
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -12,7 +13,7 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEXT = ["Count the words. Which word comes first?\n\nSum up: red, owl. The answer is two.\n",
         "[INST] Count the words. red owl [/INST] two words\n<<SYS>>\nGreet Anna.\n<</SYS>>\n\n",
@@ -159,3 +160,14 @@ FAMILIES = {
     "chatml, spaces": lambda: sentence_piece(IM, chat_template=CHATML),
     "chatml, always": lambda: sentence_piece(IM, "always", chat_template=CHATML),
 }
+
+
+def folder_of(path, tokenizer, rows=None, **options) -> str:
+    """A tiny random Llama with this tokenizer, in a folder."""
+    sizes = dict(vocab_size=rows or len(tokenizer), hidden_size=16, intermediate_size=32,
+                 num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+                 max_position_embeddings=256) | options
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
