@@ -10,6 +10,7 @@ Limits: LoRA with its rank, rsLoRA, DoRA and `modules_to_save`. Names of models 
 another of the same shapes only where both are Hub ids.
 """
 
+import contextlib
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoTokenizer
+
+from .chat_format import chat_format
 
 WEIGHTS = "adapter_model.safetensors"
 FREE = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path",
@@ -89,6 +92,22 @@ def own_tokenizer(folder: Path, tokenizer):
                          "model that it was trained on")
     same = ours == theirs and own.chat_template == tokenizer.chat_template
     return None if same else own
+
+
+def layout(folder: Path, tokenizer) -> str:
+    """The layout of an adapter's own chat template, a name of `chat_format.CHAT`.
+
+    Raises ValueError for a template that would write an `input` turn as it would one of any role:
+    that the data stood in such turns when the adapter was trained can then not be read from it.
+    """
+    chosen, possible = chat_format(tokenizer).name, None
+    with contextlib.suppress(ValueError):
+        possible = chat_format(tokenizer, "chat-input").name
+    if possible not in (None, chosen):
+        raise ValueError(f"the chat template of adapter {str(folder)!r} has turns for any role; "
+                         "say format='chat-input' if its data are to stand in input turns, as "
+                         f"Meta SecAlign's do, else format={chosen.rpartition('-')[0]!r}")
+    return chosen.rpartition("-")[0]
 
 
 def refuse_other_base(folder: Path, config: LoraConfig, model) -> None:

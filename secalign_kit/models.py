@@ -210,8 +210,9 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
         tokenizer = _tokenizer(path)
         usual = preset.format if preset else "chat"
         if own := folder and adapters.own_tokenizer(folder, tokenizer):
-            changed = own.chat_template and own.chat_template != tokenizer.chat_template
-            tokenizer, usual = own, "chat" if changed else usual
+            if own.chat_template and own.chat_template != tokenizer.chat_template:
+                usual = format or adapters.layout(folder, own)
+            tokenizer = own
         form = _format(tokenizer, format or usual)
         model = _whole(
             path, dtype=dtype, device_map={"": device}, trust_remote_code=False,

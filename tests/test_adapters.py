@@ -131,6 +131,16 @@ def test_the_adapters_own_template_is_used(base, tmp_path):
     assert chosen.format.name.startswith("chat-system")
 
 
+def test_a_template_of_any_role_needs_the_layout_said(base, tmp_path):
+    own = kinds.llama3(kinds.HEADERS.replace("{{ bos_token }}", "{{ bos_token + 'Note. ' }}"))
+    path = adapter_of(base, tmp_path / "adapter", own)
+    with pytest.raises(ValueError, match="'chat-input'.*'chat-system'"):
+        models.load(base, four_bit=False, adapter=path)
+    for layout in ("chat-input", "chat-system"):
+        bundle = models.load(base, four_bit=False, adapter=path, format=layout)
+        assert bundle.format.name.startswith(layout) and "Note. " in bundle.format.instruction
+
+
 def test_a_template_of_its_own_is_not_put_over_a_loaded_bundle(base, tmp_path):
     own = adapter_of(base, tmp_path / "own", kinds.llama3(kinds.INPUT_ROLE))
     same = adapter_of(base, tmp_path / "same", kinds.llama3(kinds.HEADERS))
