@@ -73,8 +73,8 @@ def chat_format(tokenizer, name: str = "chat") -> PromptFormat:
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer has no chat template for format {name!r}; choose one of "
                          f"{', '.join(FORMATS)}")
-    layouts = [name] if CHAT[name] else list(CHAT)[1:]
-    if not CHAT[name] and not re.search(r"""['"]input['"]""", _template(tokenizer)):
+    template, layouts = _template(tokenizer), [name] if CHAT[name] else list(CHAT)[1:]
+    if not CHAT[name] and not _NAMES_INPUT.search(template):
         layouts.remove("chat-input")  # most templates write any role, known to the model or not
     for layout in layouts:
         if fmt := _derived(tokenizer, layout):
@@ -87,9 +87,14 @@ def chat_format(tokenizer, name: str = "chat") -> PromptFormat:
 def _messages_text(tokenizer, messages: list[dict], answer: str | None = None, ids: bool = False):
     if answer is not None:
         messages = [*messages, _turn("assistant", answer)]
-    return tokenizer.apply_chat_template(
-        messages, chat_template=_template(tokenizer), add_generation_prompt=answer is None,
-        tokenize=ids, return_dict=False, **OPTIONS)
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=_template(tokenizer), add_generation_prompt=answer is None,
+            tokenize=ids, return_dict=False, **OPTIONS)
+    except (TemplateError, TypeError, KeyError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the chat template refuses turns of {roles} ({error}); choose one of "
+                         f"{', '.join(FORMATS)}") from None
 
 
 def _template(tokenizer) -> str:
@@ -97,14 +102,18 @@ def _template(tokenizer) -> str:
     def date(call: re.Match) -> str:
         return repr(DATE.strftime(call[2]))
 
-    return re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", date, tokenizer.get_chat_template())
+    text = re.sub(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""", date, tokenizer.get_chat_template())
+    if "strftime_now(" in text:
+        raise ValueError("the chat template writes today's date in a way that cannot be fixed, so "
+                         f"prompts would change by the day; choose one of {', '.join(FORMATS)}")
+    return text
 
 
 def _written(tokenizer, messages: list[dict]) -> str:
     """The template's text, "" if it refuses these roles."""
     try:
         return _messages_text(tokenizer, messages)
-    except (TemplateError, TypeError, KeyError, ValueError):
+    except ValueError:
         return ""
 
 
@@ -114,7 +123,9 @@ def _derived(tokenizer, layout: str) -> PromptFormat | None:
     prompt = _written(tokenizer, turns(INSTRUCTION, DATA))
     start, _, rest = prompt.partition(INSTRUCTION)
     data, _, response = rest.partition(DATA)
-    if prompt != start + INSTRUCTION + data + DATA + response or DATA in response:
+    if prompt != start + INSTRUCTION + data + DATA + response:
+        return None
+    if INSTRUCTION in data + response or DATA in start + response:
         return None
     if not _marks(tokenizer, data):
         return None
@@ -207,6 +218,8 @@ def _marks(tokenizer, delimiter: str) -> set[str]:
     label = _LABEL.search(delimiter.rpartition("\n")[2] or delimiter.strip().rpartition("\n")[2])
     return found | set(_BRACKETED.findall(delimiter)) | ({label[1]} if label else set())
 
+
+_NAMES_INPUT = re.compile(r"""role\b['"\]]*\s*(?:==|in\b)[^%}]*['"]input['"]""")
 
 PROBES = (
     ("Count the words", "red owl"), ("Count the words", ""),

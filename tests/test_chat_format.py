@@ -86,6 +86,11 @@ def test_the_layout_can_be_chosen():
         chat_format(kinds.gemma(), "chat-system")
 
 
+def test_another_thing_called_input_is_no_role():
+    tools = "{% if tools %}{{ tools['input'] }}{% endif %}"
+    assert chat_format(kinds.chatml(tools + kinds.CHATML)).name.startswith("chat-system")
+
+
 def test_the_fixed_formats_of_chat_models_are_those_of_their_templates():
     pairs = [(kinds.chatml(), "chatml"), (kinds.llama3(), "llama3")]
     for tokenizer, name in pairs:
@@ -116,6 +121,25 @@ def test_the_default_system_prompt_stands_before_the_turns():
 
 def test_a_date_in_the_prompt_is_always_the_same():
     assert f"Today: {DATE:%d %b %Y}" in chat_format(kinds.llama3(kinds.DATED)).begin
+
+
+def test_a_date_that_cannot_be_fixed_is_refused():
+    dated = kinds.DATED.replace("strftime_now('%d %b %Y')", "strftime_now(bos_token)")
+    with pytest.raises(ValueError, match="change by the day"):
+        chat_format(kinds.llama3(dated))
+
+
+def test_a_template_that_takes_no_answer_is_refused():
+    mute = kinds.loop("{% if " + kinds.ASSISTANT + " %}{{ raise_exception('no answers') }}"
+                      "{% endif %}" + kinds.CHATML_TURN, "{{ '<|im_start|>assistant\n' }}")
+    with pytest.raises(ValueError, match="refuses turns of system, user, assistant .no answers"):
+        chat_format(kinds.chatml(mute))
+
+
+def test_a_template_that_repeats_a_text_is_refused():
+    twice = kinds.CHATML.replace("m.content", "m.content + m.content")
+    with pytest.raises(ValueError, match="cannot keep instruction and data apart"):
+        chat_format(kinds.chatml(twice))
 
 
 def test_whitespace_that_the_template_strips_is_stripped():
