@@ -4,6 +4,9 @@ The official test of the method decodes one prompt at a time, up to 512 tokens, 
 text afterwards; that loop is written here anew, with the adapter apart from the weights as there.
 """
 
+import tempfile
+from pathlib import Path
+
 import torch
 
 from secalign_kit import evaluation, injections, models, prompts, shared_prefix
@@ -54,13 +57,19 @@ def decode(bundle: Bundle, items: list[Item], batch_size: int, longest: int,
     return [text.strip() for text in texts]
 
 
+def as_users_do(bundle: Bundle, items: list[Item], **options) -> list[dict]:
+    """Records by the path that the demo and the command line take, with a file of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return evaluation.evaluate_file(bundle, items, Path(folder) / "records.jsonl", **options)
+
+
 def against_the_loop(rounds: int, bundle: Bundle, state: str, items: list[Item], measure: str,
                      limit: str = "") -> Result:
     """Early verdicts against the one-by-one loop to 512 tokens, on the same items."""
     found, lengths = {}, []
 
     def ours(number: int) -> float:
-        spent, records = timed(lambda: within(bundle, state, lambda: evaluation.evaluate(
+        spent, records = timed(lambda: within(bundle, state, lambda: as_users_do(
             bundle, items, verdict_only=True)))
         found["ours"] = [record["obeyed"] for record in records]
         return spent
@@ -112,7 +121,7 @@ def full_texts(rounds: int, n: int = 300) -> Result:
     found = {}
 
     def ours(number: int) -> float:
-        spent, records = timed(lambda: evaluation.evaluate(bundle, items, max_new_tokens=96))
+        spent, records = timed(lambda: as_users_do(bundle, items, max_new_tokens=96))
         found["ours"] = [record["response"] for record in records]
         return spent
 
@@ -140,7 +149,7 @@ def six_attacks(rounds: int, n: int = 100, statements: int = 0) -> Result:
     found = {}
 
     def ours(number: int) -> float:
-        spent, records = timed(lambda: evaluation.evaluate(bundle, items, verdict_only=True))
+        spent, records = timed(lambda: as_users_do(bundle, items, verdict_only=True))
         found["ours"] = {(r["id"], r["attack"]): r["obeyed"] for r in records}
         return spent
 

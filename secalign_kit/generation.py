@@ -22,6 +22,7 @@ from .prompts import encode
 from .samples import Sample
 
 MAX_NEW_TOKENS = 48  # the embedded model's answers are shorter
+PAYS = 20  # tokens saved for each prompt, below which sharing costs more than it saves
 COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
 
 Settled = Callable[[int, list[int]], bool]
@@ -39,33 +40,28 @@ class Group:
 @torch.inference_mode()
 def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int = MAX_NEW_TOKENS,
            batch_size: int = 64, keys: Sequence[Hashable] | None = None,
-           settled: Settled | None = None, progress: str = "") -> list[list[int]]:
+           settled: Settled | None = None, progress: str = "",
+           pays: float = PAYS) -> list[list[int]]:
     """Greedy ids for each prompt (ids), in order, without the end token.
 
     Prompts with the same key (such as the sample they attack) share the computation of their common
-    start. Raises ValueError for an empty prompt.
+    start where that saves at least `pays` tokens a prompt. Raises ValueError for an empty prompt.
     """
     empty = [number for number, ids in enumerate(prompts) if not len(ids)]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
     responses: list[list[int]] = [[] for _ in prompts]
     bar = tqdm(total=len(prompts), desc=progress, disable=not progress, leave=False)
-    if not shared_prefix.sharing(bundle.model).caches:
-        for rows in _equally_long(prompts, batch_size):
-            ids = torch.tensor([prompts[row] for row in rows], device=bundle.device)
-            for row, response in zip(rows, _by_generate(bundle, rows, ids, max_new_tokens, settled),
-                                     strict=True):
-                responses[row] = response
-            bar.update(len(rows))
-        bar.close()
-        return responses
-    groups = _groups(prompts, keys, batch_size)
-    # apart, since an empty shared start would leave a row with nothing to attend to
-    for batch in (*_batches([g for g in groups if g.shared], prompts, batch_size),
-                  *_batches([g for g in groups if not g.shared], prompts, batch_size)):
+    if shared_prefix.sharing(bundle.model).caches:
+        groups = _groups(prompts, keys, batch_size, pays)
+        # apart, since an empty shared start would leave a row with nothing to attend to
+        work = [(_decode, batch) for some in (True, False) for batch in
+                _batches([g for g in groups if bool(g.shared) == some], prompts, batch_size)]
+    else:
+        work = [(_by_generate, batch) for batch in _equally_long(prompts, batch_size)]
+    for decode, batch in work:
         rows = [row for group in batch for row in group.rows]
-        state = _prefill(bundle, batch, prompts)
-        for row, ids in zip(rows, _decode(bundle, rows, *state, max_new_tokens, settled),
+        for row, ids in zip(rows, decode(bundle, batch, prompts, max_new_tokens, settled),
                             strict=True):
             responses[row] = ids
         bar.update(len(rows))
@@ -89,21 +85,24 @@ def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
             for sample, ids, text in zip(samples, answers, texts, strict=True)]
 
 
-def _equally_long(prompts, batch_size: int) -> list[list[int]]:
-    """Numbers of prompts in batches without padding, which not every kind of layer ignores."""
+def _equally_long(prompts, batch_size: int) -> list[list[Group]]:
+    """Batches without padding, which not every kind of layer ignores."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    batches: list[list[int]] = []
+    batches: list[list[Group]] = []
+    length = -1
     for row in order:
-        if not batches or len(batches[-1]) == batch_size or \
-                len(prompts[batches[-1][0]]) != len(prompts[row]):
+        if len(prompts[row]) != length or len(batches[-1]) == batch_size:
             batches.append([])
-        batches[-1].append(row)
+            length = len(prompts[row])
+        batches[-1].append(Group((row,), 0))
     return batches
 
 
-def _by_generate(bundle: Bundle, rows: list[int], ids: torch.Tensor, max_new_tokens: int,
+def _by_generate(bundle: Bundle, batch: list[Group], prompts, max_new_tokens: int,
                  settled: Settled | None) -> list[list[int]]:
     """Responses by transformers' own `generate`, for models whose caches cannot be copied."""
+    rows = [row for group in batch for row in group.rows]
+    ids = torch.tensor([list(prompts[row]) for row in rows], device=bundle.device)
     end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
     start = ids.shape[1]
     ends = [max_new_tokens] * len(rows)
@@ -127,13 +126,20 @@ def _by_generate(bundle: Bundle, rows: list[int], ids: torch.Tensor, max_new_tok
     return [row[: row.index(end)] if end in row else row for row in responses]
 
 
-def _groups(prompts, keys, batch_size: int) -> list[Group]:
+def _groups(prompts, keys, batch_size: int, pays: float) -> list[Group]:
     members: dict[Hashable, list[int]] = {}
     for number in range(len(prompts)):
         members.setdefault(number if keys is None else keys[number], []).append(number)
-    chunks = [rows[i : i + batch_size] for rows in members.values()
-              for i in range(0, len(rows), batch_size)]
-    return [Group(tuple(rows), _common([prompts[row] for row in rows])) for rows in chunks]
+    groups = []
+    for rows in members.values():
+        for i in range(0, len(rows), batch_size):
+            part = tuple(rows[i : i + batch_size])
+            shared = _common([prompts[row] for row in part])
+            if (len(part) - 1) * shared >= pays * len(part):
+                groups.append(Group(part, shared))
+            else:
+                groups += [Group((row,), 0) for row in part]
+    return groups
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> int:
@@ -174,8 +180,10 @@ def _prefill(bundle: Bundle, batch: list[Group], prompts) -> tuple:
     return cache, mask, shared_prefix.extend(bundle.model, ids, mask, cache)
 
 
-def _decode(bundle: Bundle, rows: list[int], cache, mask, logits, max_new_tokens: int,
+def _decode(bundle: Bundle, batch: list[Group], prompts, max_new_tokens: int,
             settled: Settled | None) -> list[list[int]]:
+    rows = [row for group in batch for row in group.rows]
+    cache, mask, logits = _prefill(bundle, batch, prompts)
     end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
     responses: list[list[int]] = [[] for _ in rows]
     slots, live = list(range(len(rows))), [True] * len(rows)  # of the rows still in the batch

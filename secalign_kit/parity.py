@@ -67,7 +67,7 @@ def parity(bundle: Bundle, rows: Sequence[dict]) -> Parity:
     plain = [shared_prefix.plain_logprobs(model, *pair).sum().item() for pair in responses]
     longest = pairs[1][0]  # and half of it, so that a start is shared and much padding lies between
     prompts = [pairs[0][0], longest, [*longest[: len(longest) // 2], longest[-1]]]
-    greedy = generation.greedy(bundle, prompts, NEW_TOKENS, keys=[0, 1, 1])
+    greedy = generation.greedy(bundle, prompts, NEW_TOKENS, keys=[0, 1, 1], pays=0)
     gaps = [_gap(model, prompt, said) for prompt, said in zip(prompts, greedy, strict=True) if said]
     model.train(state)
     return Parity(tuple(kit), tuple(plain), tuple(len(r) for _, r in responses),

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from secalign_kit import evaluation, generation, injections, prompts, samples
+from secalign_kit import (
+    evaluation,
+    generation,
+    injections,
+    models,
+    prompts,
+    samples,
+    shared_prefix,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +49,31 @@ def alone(toy, encoded):
 def test_responses_are_those_of_one_by_one_generation(toy, items, encoded, alone, batch_size,
                                                       shared):
     keys = [item.id for item in items] if shared else None
-    assert generation.greedy(toy, encoded, 24, batch_size, keys) == alone
+    assert generation.greedy(toy, encoded, 24, batch_size, keys, pays=0) == alone
+
+
+def test_prompts_are_shared_where_that_saves_enough():
+    start = list(range(60))
+    prompts = [[*start, 1], [*start, 2, 3], [*start, 4], [5, 6, 7], [5, 6, 8]]
+    for pays, shared in ((0, [60, 2]), (20, [60, 0, 0]), (40, [60, 0, 0]), (41, [0] * 5)):
+        groups = generation._groups(prompts, [0, 0, 0, 1, 1], 64, pays)
+        assert [group.shared for group in groups] == shared
+        assert sorted(row for group in groups for row in group.rows) == [0, 1, 2, 3, 4]
 
 
 def test_a_settled_row_stops_and_leaves_the_others_alone(toy, encoded, alone):
     odd = generation.greedy(toy, encoded, 24, settled=lambda row, ids: row % 2 and len(ids) == 2)
     for row, (short, full) in enumerate(zip(odd, alone, strict=True)):
         assert short == (full[:2] if row % 2 else full)
+
+
+def test_models_whose_caches_cannot_be_copied_give_and_stop_alike(encoded, alone):
+    bundle = models.load("toy", four_bit=False)
+    with pytest.warns(UserWarning, match="computed apart"):
+        shared_prefix.separate(bundle.model, "for a test")
+    assert generation.greedy(bundle, encoded[::3], 24, 8) == alone[::3]
+    odd = generation.greedy(bundle, encoded, 24, settled=lambda row, ids: row % 2 and len(ids) > 1)
+    assert odd == [full[:2] if row % 2 else full for row, full in enumerate(alone)]
 
 
 def test_an_empty_prompt_is_refused(toy):

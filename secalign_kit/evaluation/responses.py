@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import defenses, generation, prompts
+from .. import defenses, generation, parity, prompts
 from ..models import Bundle, merged, native_precision, weights_hash
 from .items import Item
 from .judges import decided, obeyed
@@ -65,7 +65,9 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
     frontend = frontend and defense != "bare"
     encoded = _encoded(bundle, [defenses.apply(defense, i.instruction, i.data) for i in items],
                        frontend)
-    responses = _responses(bundle, encoded, [f"{i.id} {i.instruction}" for i in items],
+    order = sorted(range(len(items)), key=lambda k: len(encoded[k]))
+    parity.check(bundle, [_row(bundle, encoded[k], items[k]) for k in (order[0], order[-1])])
+    responses = _responses(bundle, encoded, [_sample(item) for item in items],
                            witnesses if verdict_only else None, **options)
     records = []
     for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
@@ -106,6 +108,8 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     known = {record["key"]: record for record in stored}
     keys = [_key(item, settings) for item in items]
     open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
+    first = {sample: number for number, sample in reversed([*enumerate(map(_sample, items))])}
+    open_.sort(key=lambda pair: first[_sample(pair[1])])  # attacks on a sample stand in one chunk
     if not options.get("verdict_only"):  # before the first chunk is written
         _refuse_longer(bundle, [item for _, item in open_],
                        options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
@@ -118,6 +122,18 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
             file.write(as_lines(records))
         known |= {record["key"]: record for record in records}
     return [known[key] for key in keys]
+
+
+def _row(bundle: Bundle, ids: Sequence[int], item: Item) -> dict:
+    """A pair for `parity.check`."""
+    right, wrong = (list(prompts.encode_response(bundle.tokenizer, bundle.format, text))
+                    for text in (item.expected, item.witness))
+    return {"prompt_ids": list(ids), "chosen_ids": right, "rejected_ids": wrong}
+
+
+def _sample(item: Item) -> str:
+    """What items have in common that attack the same sample."""
+    return f"{item.id} {item.instruction}"
 
 
 def _key(item: Item, settings: str) -> str:
