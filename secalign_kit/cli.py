@@ -93,9 +93,11 @@ def train(arguments) -> None:
     config = _config(arguments)
     if config.output == RunConfig().output:
         config = config.replace(output=f"runs/{Path(arguments.config).stem}")
+    if arguments.pairs:
+        n = len(pairs.load_pairs(arguments.pairs))
+        config = config.on_saved_pairs(arguments.pairs, n)
     bundle = training.base_model(config)
-    dataset = (pairs.load_pairs(arguments.pairs) if arguments.pairs
-               else training.training_pairs(config, bundle=bundle))
+    dataset = training.training_pairs(config, bundle=bundle)
     probe = training.probe_pairs(config, "validation", 64)
     run = training.train(config, dataset, probe, bundle)
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")

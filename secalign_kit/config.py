@@ -2,7 +2,8 @@
 
 One datum: `RunConfig(beta=0.1, learning_rate=1e-3)`; `config.to_yaml("run.yaml")` and back.
 
-Limits: it describes a training on the kit's own samples; `model` may be a preset or a Hub id.
+Limits: where `pairs` names a folder, how its pairs were made stands in that folder's card, not
+here. `model` may be a preset or a Hub id.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from .samples import DATA, write_text
 
 RECIPES = DATA / "recipes"
 LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
+MAKING = ("naive", "frames", "position", "clean", "responses")  # how pairs are made
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -32,6 +34,7 @@ class RunConfig:
     format: str = ""  # the prompt format, for a model that is no preset
     four_bit: bool = True
     seed: int = 0
+    pairs: str = ""  # a folder of saved pairs; if empty, they are made of the kit's own samples
     n_pairs: int = 6000
     naive: float = 0.9
     frames: float = 0.0  # share of random frames; what naive and frames leave is completion
@@ -99,9 +102,16 @@ class RunConfig:
             _known(name)  # before dataclasses.replace answers with a TypeError
         return dataclasses.replace(self, **changes)
 
+    def on_saved_pairs(self, folder: str | os.PathLike, n: int) -> "RunConfig":
+        """A copy for the n pairs of a folder; how pairs are made is as if it had not been set."""
+        unset = {field.name: field.default for field in fields(self) if field.name in MAKING}
+        return self.replace(pairs=str(folder), n_pairs=n, **unset)
+
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Writes the configuration so that `from_yaml` gives an equal one."""
         values = dataclasses.asdict(self) | {"lora_targets": list(self.lora_targets)}
+        if self.pairs:  # made elsewhere, nobody knows how
+            values = {name: value for name, value in values.items() if name not in MAKING}
         write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     @staticmethod

@@ -366,8 +366,15 @@ def training_pairs(config: RunConfig, n: int | None = None, split: str = "train"
     """Preference pairs of a split, made as the config says; `n` overrides their number.
 
     `bundle` is asked for its own answers if the config says `responses: self`; `samples`, if given,
-    are taken as they are.
+    are taken as they are. Pairs that were saved (`config.pairs`) are loaded; raises ValueError if
+    there are not as many as the config says.
     """
+    if config.pairs:
+        dataset = pairs.load_pairs(config.pairs)
+        if len(dataset) != config.n_pairs:
+            raise ValueError(f"{config.pairs!r} holds {len(dataset)} pairs and n_pairs is "
+                             f"{config.n_pairs}; say train --pairs {config.pairs}")
+        return dataset if n is None else dataset.select(range(n))
     if samples is None and config.responses == "self":
         bundle = bundle or base_model(config)
         samples = generation.own_answers(bundle, shipped_samples(split), "own answers")
@@ -402,7 +409,8 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
     config.to_yaml(folder / "config.yaml")
-    pairs.save_pairs(dataset, folder / "pairs")
+    about = {"source": f"the pairs of {config.pairs}"} if config.pairs else {}
+    pairs.save_pairs(dataset, folder / "pairs", **about)
     write_json(folder / "versions.json", versions())
 
     def measure() -> dict:

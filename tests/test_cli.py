@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from secalign_kit import cli, defenses, evaluation, injections
+from secalign_kit import cli, defenses, evaluation, injections, training
 from secalign_kit.config import RunConfig, recipe
 from secalign_kit.studies import ledger
 
@@ -59,6 +59,11 @@ def test_saved_pairs_are_trained_on_and_the_run_is_evaluated(tmp_path, capsys):
     assert cli.main(["pairs", str(tmp_path / "alpaca.json"), folder]) == 0
     assert cli.main(["train", "--pairs", folder, "--output", run, "--set", "batch_size=4",
                      "--set", "four_bit=false"]) == 0
+    config = RunConfig.from_yaml(tmp_path / "run" / "config.yaml")
+    assert (config.pairs, config.n_pairs, config.position) == (folder, 8, RunConfig().position)
+    assert f"the pairs of {folder}" in (tmp_path / "run" / "pairs" / "README.md").read_text()
+    with pytest.raises(ValueError, match="holds 8 pairs and n_pairs is 9"):
+        training.training_pairs(config.replace(n_pairs=9))
     assert cli.main(["evaluate", run, "--n", "2", "--no-four-bit", "--attacks", "naive"]) == 0
     assert "asr naive" in capsys.readouterr().out
 

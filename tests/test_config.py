@@ -1,6 +1,7 @@
 """One configuration class for YAML, notebook and command line."""
 
 import pytest
+import yaml
 
 from secalign_kit.config import RunConfig, recipe, recipes
 
@@ -9,6 +10,16 @@ def test_yaml_gives_the_same_configuration_back(tmp_path):
     config = RunConfig(beta=0.3, lora_targets=("q_proj",), position="random")
     config.to_yaml(tmp_path / "run.yaml")
     assert RunConfig.from_yaml(tmp_path / "run.yaml") == config
+
+
+def test_saved_pairs_are_named_and_nothing_is_said_of_how_they_were_made(tmp_path):
+    config = recipe("secalign_random").on_saved_pairs("my/pairs", 8)
+    config.to_yaml(tmp_path / "run.yaml")
+    assert RunConfig.from_yaml(tmp_path / "run.yaml") == config
+    said = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert (said["pairs"], said["n_pairs"]) == ("my/pairs", 8)
+    assert not said.keys() & {"naive", "frames", "position", "clean", "responses"}
+    assert config.position != recipe("secalign_random").position
 
 
 def test_every_shipped_recipe_is_valid():
