@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from tqdm.auto import tqdm
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from . import shared_prefix
 from .models import Bundle, insecure
@@ -114,14 +114,18 @@ def _by_generate(bundle: Bundle, batch: list[Group], prompts, max_new_tokens: in
             ends[k] = min(ends[k], ids.shape[1] - start)
         return torch.tensor(found, device=ids.device)
 
+    base = shared_prefix.base_of(bundle.model)
+    own, base.generation_config = base.generation_config, GenerationConfig()  # or it would mix in
     try:
-        out = bundle.model.generate(
+        out = base.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens,
-            do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=end,
-            pad_token_id=bundle.tokenizer.pad_token_id, stopping_criteria=[done])
+            do_sample=False, eos_token_id=end, pad_token_id=bundle.tokenizer.pad_token_id,
+            stopping_criteria=[done])
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"transformers cannot generate with model {bundle.name!r}: {error}; "
                          "choose another model") from error
+    finally:
+        base.generation_config = own
     responses = [row[:limit] for row, limit in zip(out[:, start:].tolist(), ends, strict=True)]
     return [row[: row.index(end)] if end in row else row for row in responses]
 

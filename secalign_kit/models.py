@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from . import adapters
@@ -214,6 +214,9 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
                 usual = format or adapters.layout(folder, own)
             tokenizer = own
         form = _format(tokenizer, format or usual)
+        if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
+            raise ValueError(f"model {name!r} has an encoder and a decoder, and the kit reads "
+                             "prompt and response as one text; choose a decoder-only model")
         model = _whole(
             path, dtype=dtype, device_map={"": device}, trust_remote_code=False,
             use_safetensors=True, **options,

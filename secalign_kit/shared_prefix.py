@@ -30,7 +30,7 @@ from transformers import DynamicCache
 
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of prompt, chosen, rejected
 
-LOGITS = 2**24  # that exist at once, 64 MB in fp32; a smaller vocabulary gets by in one piece
+LOGITS = 2**23  # that exist at once, 32 MB in fp32; a smaller vocabulary gets by in one piece
 WIDTHS = 16  # on CUDA a row's length is a multiple of this, as its attention kernels want a mask's
 
 

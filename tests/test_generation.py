@@ -71,9 +71,12 @@ def test_models_whose_caches_cannot_be_copied_give_and_stop_alike(encoded, alone
     bundle = models.load("toy", four_bit=False)
     with pytest.warns(UserWarning, match="computed apart"):
         shared_prefix.separate(bundle.model, "for a test")
+    own = bundle.model.generation_config
+    own.no_repeat_ngram_size = 1  # a published model may bring such things
     assert generation.greedy(bundle, encoded[::3], 24, 8) == alone[::3]
     odd = generation.greedy(bundle, encoded, 24, settled=lambda row, ids: row % 2 and len(ids) > 1)
     assert odd == [full[:2] if row % 2 else full for row, full in enumerate(alone)]
+    assert bundle.model.generation_config is own
 
 
 def test_an_empty_prompt_is_refused(toy):

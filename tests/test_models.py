@@ -144,6 +144,15 @@ def test_the_hash_follows_every_change_and_reads_unchanged_weights_once(monkeypa
     assert models.weights_hash(bundle) != first
 
 
+def test_a_model_with_an_encoder_is_refused(toy, tmp_path):
+    from transformers import BartConfig
+
+    BartConfig(vocab_size=2048, d_model=8).save_pretrained(tmp_path)
+    toy.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="decoder-only"):
+        models.load(str(tmp_path), four_bit=False, format="toy")
+
+
 def test_every_loaded_model_uses_one_attention_kernel_for_masks():
     torch.backends.cuda.enable_cudnn_sdp(True)
     models.load("toy", four_bit=False)
