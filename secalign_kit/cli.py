@@ -222,11 +222,12 @@ def pairs(arguments) -> None:
     print(f"{len(dataset)} pairs: {arguments.folder}")
 
 
-@command("versions, device and precision")
+@command("versions, device and precision; with --model, whether a training fits", *CONFIG[:2],
+         option("--model", help="a preset, a Hub id or a folder; its weights are not read"))
 def doctor(arguments) -> None:
     import torch
 
-    from . import models, training
+    from . import budget, models, training
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} cores"
@@ -234,6 +235,10 @@ def doctor(arguments) -> None:
         print(f"{key:14} {value}")
     print(f"{'device':14} {device} ({name})")
     print(f"{'4-bit products':14} {models.compute_dtype(device)}")
+    if arguments.model:
+        config = _named(arguments.config).replace(**_settings(arguments.set))
+        shape = models.shape_of(arguments.model)
+        print("\n" + "\n".join(budget.lines(arguments.model, shape, config)))
 
 
 @command("make the shipped adapters anew",

@@ -25,30 +25,88 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from . import adapters
+from . import adapters, budget
+from .budget import Shape
 from .chat_format import CHAT, chat_format
+from .config import RunConfig
 from .prompts import FORMATS, PromptFormat, encode, encode_response, for_tokenizer
 from .samples import DATA
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name; `memory` is a rough need in GB for 4-bit training, batches of one pair."""
+    """A model by name, and its shape, so that its memory is known without a network."""
 
     path: str
     format: str
-    memory: float
+    shape: Shape
     gated: bool = False
 
+    @property
+    def memory(self) -> float:
+        """Estimated GiB of 4-bit training as the paper's (LoRA r 64 on q and v), a pair at once.
 
+        Rows of 820 tokens, without checkpointing; docs/presets.md has other settings.
+        """
+        return round(budget.estimate(self.shape, PAPER, 820).total, 1)
+
+
+PAPER = RunConfig(lora_r=64, lora_alpha=8, lora_targets=("q_proj", "v_proj"), batch_size=1)
+
+_LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
+
+# layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary
 PRESETS = {
-    "toy": Preset(str(DATA / "model"), "toy", 0.5),
-    "smollm2-135m": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", "chatml", 1),
-    "qwen2.5-0.5b": Preset("Qwen/Qwen2.5-0.5B-Instruct", "chatml", 3),
-    "qwen2.5-1.5b": Preset("Qwen/Qwen2.5-1.5B-Instruct", "chatml", 5),
-    "mistral-7b": Preset("mistralai/Mistral-7B-Instruct-v0.1", "mistral", 12),
-    "llama3-8b": Preset("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", 14, gated=True),
+    "toy": Preset(str(DATA / "model"), "toy", Shape(5, 256, 640, 8, 8, 32, 2048, True)),
+    "smollm2-135m": Preset("HuggingFaceTB/SmolLM2-135M-Instruct", "chatml",
+                           Shape(30, 576, 1536, 9, 3, 64, 49152, True)),
+    "smollm2-360m": Preset("HuggingFaceTB/SmolLM2-360M-Instruct", "chat",
+                           Shape(32, 960, 2560, 15, 5, 64, 49152, True)),
+    "smollm2-1.7b": Preset("HuggingFaceTB/SmolLM2-1.7B-Instruct", "chat",
+                           Shape(24, 2048, 8192, 32, 32, 64, 49152, True)),
+    "smollm3-3b": Preset("HuggingFaceTB/SmolLM3-3B", "chat",
+                         Shape(36, 2048, 11008, 16, 4, 128, 128256, True)),
+    "qwen2.5-0.5b": Preset("Qwen/Qwen2.5-0.5B-Instruct", "chatml",
+                           Shape(24, 896, 4864, 14, 2, 64, 151936, True)),
+    "qwen2.5-1.5b": Preset("Qwen/Qwen2.5-1.5B-Instruct", "chatml",
+                           Shape(28, 1536, 8960, 12, 2, 128, 151936, True)),
+    "qwen3-0.6b": Preset("Qwen/Qwen3-0.6B", "chat",
+                         Shape(28, 1024, 3072, 16, 8, 128, 151936, True)),
+    "qwen3-1.7b": Preset("Qwen/Qwen3-1.7B", "chat",
+                         Shape(28, 2048, 6144, 16, 8, 128, 151936, True)),
+    "qwen3-4b": Preset("Qwen/Qwen3-4B", "chat",
+                       Shape(36, 2560, 9728, 32, 8, 128, 151936, True)),
+    "qwen3-8b": Preset("Qwen/Qwen3-8B", "chat",
+                       Shape(36, 4096, 12288, 32, 8, 128, 151936, False)),
+    "llama3.2-1b": Preset("meta-llama/Llama-3.2-1B-Instruct", "chat",
+                          Shape(16, 2048, 8192, 32, 8, 64, 128256, True), gated=True),
+    "llama3.2-3b": Preset("meta-llama/Llama-3.2-3B-Instruct", "chat",
+                          Shape(28, 3072, 8192, 24, 8, 128, 128256, True), gated=True),
+    "gemma3-1b": Preset("google/gemma-3-1b-it", "chat",
+                        Shape(26, 1152, 6912, 4, 1, 256, 262144, True), gated=True),
+    "gemma3-4b": Preset("google/gemma-3-4b-it", "chat",
+                        Shape(34, 2560, 10240, 8, 4, 256, 262208, True), gated=True),
+    "mistral-7b": Preset("mistralai/Mistral-7B-Instruct-v0.1", "mistral",
+                         Shape(32, 4096, 14336, 32, 8, 128, 32000, False)),
+    "llama3-8b": Preset("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", _LLAMA_8B, gated=True),
+    "llama3.1-8b": Preset("meta-llama/Llama-3.1-8B-Instruct", "chat", _LLAMA_8B, gated=True),
 }
+
+
+def shape_of(name: str) -> Shape:
+    """The shape of a preset, or of the configuration of a folder or Hub id; no weights are read.
+
+    Raises ValueError for a model that is not there or whose memory cannot be estimated.
+    """
+    if name in PRESETS:
+        return PRESETS[name].shape
+    try:
+        return Shape.of(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    except OSError as error:
+        raise ValueError(f"model {name!r} is no preset ({', '.join(PRESETS)}), no folder with a "
+                         "configuration, and not to be had from the Hub: "
+                         f"{str(error).splitlines()[0]}") from None
+
 
 ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "secalign_random")}
 """The shipped adapters of the embedded model."""

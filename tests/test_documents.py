@@ -28,7 +28,8 @@ def test_contributing_names_tests_and_tables_that_exist():
     assert tables and all(re.search(rf"^{name}\b.* = ", code, re.M) for name in tables)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
+                                  "docs/gpu.md", "docs/presets.md"])
 def test_links_of_a_document_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
