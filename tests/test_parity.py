@@ -17,7 +17,7 @@ def claim(bundle, sharing: Sharing) -> None:
 
 def test_the_shortest_and_the_longest_pair_are_as_plain_passes_say(toy):
     found = parity.parity(tiny(*EXACT["one window"], toy), ROWS)
-    assert found.holds and found.tokens == (1, 1, 2, 9)
+    assert found.holds() and found.tokens == (1, 1, 2, 9)
     assert found.difference < 1e-3 and found.gap < 1e-3
     assert found.kit == pytest.approx(found.plain, abs=1e-3) and min(found.plain) < -5
 
@@ -26,17 +26,17 @@ def test_the_shortest_and_the_longest_pair_are_as_plain_passes_say(toy):
 def test_what_a_few_tokens_did_not_show_is_found_and_mended(toy, sharing):
     bundle = tiny(*APART["built-in windows"], toy)
     claim(bundle, sharing)
-    assert not parity.parity(bundle, ROWS).holds
+    assert not parity.parity(bundle, ROWS).holds()
     with pytest.warns(UserWarning, match=r"give -\d.* nats and .* computed apart"):
         parity.check(bundle, ROWS)
     assert shared_prefix.sharing(bundle.model) == Sharing(False, False)
-    assert parity.parity(bundle, ROWS).holds
+    assert parity.parity(bundle, ROWS).holds()
 
 
 def test_a_model_that_is_wrong_even_apart_is_refused_with_both_numbers(toy, monkeypatch):
     bundle = tiny(*EXACT["learned positions"], toy)
     plain = shared_prefix.plain_logprobs
-    assert parity.parity(bundle, ROWS).holds
+    assert parity.parity(bundle, ROWS).holds()
     monkeypatch.setattr(shared_prefix, "plain_logprobs", lambda *a, **k: plain(*a, **k) - 1)
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"'gpt2' cannot be measured: "
                                                                     r"-\d+\.\d+ nats and -\d+"):

@@ -150,7 +150,7 @@ def test_rotary_angles_that_change_with_the_batch_are_refused(toy):
 def test_a_model_is_measured_without_the_rounding_of_the_products_around_it(toy):
     bundle = tiny("llama", TINY, toy)
     with torch.autocast("cpu", torch.bfloat16):
-        assert shared_prefix.tolerance(bundle.model, 4) == 0.2
+        assert shared_prefix.tolerance(bundle.model, 4) == 0.5
         assert shared_prefix.sharing(bundle.model) == shared_prefix.Sharing(True, True)
     assert shared_prefix.tolerance(bundle.model, 4) == 2e-3
 
