@@ -232,11 +232,22 @@ def native_precision(bundle: Bundle):
     and the probes of a run all stand inside, so that policy and reference are rounded alike. On
     CUDA bitsandbytes' layers see to it themselves; elsewhere nothing changes.
     """
-    if not (bundle.four_bit and bundle.device.type == "cpu" and has_bf16("cpu")):
+    if not multiplies_in_bf16(bundle):
         yield
         return
     with torch.autocast("cpu", torch.bfloat16), _AttentionInFp32():
         yield
+
+
+def multiplies_in_bf16(bundle: Bundle) -> bool:
+    return bundle.four_bit and bundle.device.type == "cpu" and has_bf16("cpu")
+
+
+def around_checkpoints() -> tuple:
+    """`context_fn` of torch's checkpoint: layers that are computed anew, which happens outside of
+    `native_precision`, have their attention in fp32 too; autocast comes back by itself.
+    """
+    return contextlib.nullcontext(), _AttentionInFp32()
 
 
 def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = None,

@@ -300,6 +300,8 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
                          "and loss kto compares pairs of a batch; change batch_size or n_pairs")
     arguments = trainer_arguments(config, folder, bundle.device,
                                   half=bundle.model.dtype == torch.float16)
+    if models.multiplies_in_bf16(bundle):
+        arguments.gradient_checkpointing_kwargs["context_fn"] = models.around_checkpoints
     common = dict(
         args=arguments, train_dataset=rows, processing_class=bundle.tokenizer,
         callbacks=list(callbacks), peft_config=models.lora(

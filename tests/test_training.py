@@ -125,14 +125,15 @@ def test_a_whole_run_ends_where_trls_ends(tiny_config, tmp_path):
     torch.testing.assert_close(found[True], found[False], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("change", [{"gradient_checkpointing": True},
-                                    {"batch_size": 4, "accumulation": 2}])
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True, "four_bit": False},
+                                    {"gradient_checkpointing": True, "four_bit": True},
+                                    {"batch_size": 4, "accumulation": 2, "four_bit": False}])
 def test_settings_that_save_memory_change_rounding_only(tiny_config, tmp_path, change):
     probe = training.probe_pairs(tiny_config, "validation", 8)
     ends = []
-    for changes in ({}, change):
-        config = dataclasses.replace(tiny_config, four_bit=False, n_pairs=8, epochs=3, lora_r=8,
-                                     output=str(tmp_path / str(bool(changes))), **changes)
+    for changes in ({"four_bit": change["four_bit"]}, change):
+        config = dataclasses.replace(tiny_config, n_pairs=8, epochs=3, lora_r=8,
+                                     output=str(tmp_path / str(len(changes))), **changes)
         run = training.train(config, training.training_pairs(config), probe)
         assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
         ends.append(run.metrics[-1])
