@@ -246,7 +246,14 @@ def test_the_models_own_forward_pass_is_there_again_after_its_head_was_used(toy)
 
 
 def test_a_model_told_to_go_apart_gives_the_same(toy):
-    bundle = tiny("llama", TINY, toy)
+    bundle, batch, slopes = tiny("llama", TINY, toy), shared_prefix.collate(some_pairs(), 0), []
+    weight = bundle.model.model.layers[0].self_attn.k_proj.weight
+    for sharing in (shared_prefix.Sharing(True, True), shared_prefix.Sharing(False, False)):
+        shared_prefix._KNOWN[bundle.model.model] = sharing
+        chosen, rejected = shared_prefix.pair_logprobs(bundle.model, batch)
+        slopes.append(torch.autograd.grad((chosen - 2 * rejected).sum(), weight)[0])
+    assert slopes[0].abs().max() > 0.1
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-3)
     with pytest.warns(UserWarning, match="for a test; from now on every sequence"):
         shared_prefix.separate(bundle.model, "for a test")
     assert not shared_prefix.sharing(bundle.model).caches
