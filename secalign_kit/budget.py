@@ -18,7 +18,7 @@ from .config import RunConfig
 
 GIB = 2**30
 PAPER_PAIRS = 19_157  # SecAlign, section 4.1
-LOGITS = 2**24  # at once; `shared_prefix` makes them in such pieces
+LOGITS = 2**23  # at once; `shared_prefix` makes them in such pieces
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
 from pathlib import Path
 
+from . import ranks
 from .config import RunConfig, recipe, recipes
 from .injections import POSITIONS
 from .samples import load_samples, write_text
@@ -267,10 +269,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours tell more
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to one another
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        arguments.run(arguments)
+        if ranks.launched() > 1 and arguments.command not in ("train", "evaluate"):
+            raise ValueError(f"{arguments.command} is one process; start it without accelerate "
+                             "launch")
+        with contextlib.redirect_stdout(None if rank else sys.stdout):  # the first rank speaks
+            arguments.run(arguments)
     except (ValueError, OSError) as error:
-        print(f"secalign-kit: {' '.join(str(error).split())}", file=sys.stderr)
+        who = f", rank {rank}" if rank else ""
+        print(f"secalign-kit{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("secalign-kit: stopped; run the same command to go on", file=sys.stderr)

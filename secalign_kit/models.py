@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from . import adapters, budget
+from . import adapters, budget, ranks
 from .budget import Shape
 from .chat_format import CHAT, chat_format
 from .config import RunConfig
@@ -155,6 +155,8 @@ def nf4(device: torch.device | str) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype(device),
+        # FSDP shards what is stored like the other weights
+        bnb_4bit_quant_storage=compute_dtype(device) if ranks.sharded() else torch.uint8,
     )
 
 
@@ -270,7 +272,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
         transformers_logging.disable_progress_bar()
     elif preset and preset.path.startswith(str(DATA)):
         raise ValueError(f"the embedded model is missing at {path!r}; reinstall, or pre-train it")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ranks.device()
     one_attention_kernel()
     options = {"quantization_config": nf4(device)} if four_bit else {}
     # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact

@@ -13,7 +13,7 @@ wrong for layers that carry a state along the row or bend scores by the place in
 `sharing` measures which of them holds for a model; the others get separate sequences.
 
 Limits: the mask is dense, [B, 1, T, T]; above some thousand tokens a block mask would be better.
-The decoder is called directly, so wrappers that hook `forward` (DDP, FSDP) are bypassed.
+The decoder is called directly; for wrappers that hook `forward` (DDP, FSDP) see `through`.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from transformers import DynamicCache
 
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of prompt, chosen, rejected
@@ -69,6 +71,36 @@ def visible(segments: torch.Tensor) -> torch.Tensor:
 
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """log p of each response token in nats, [N], in the order of `batch["target"]`."""
+    return through(model, _token_logprobs, batch)
+
+
+def through(model, function: Callable, batch: dict):
+    """`function(module, batch)`; if the module is wrapped, as the wrapper's forward pass.
+
+    DDP and FSDP gather weights and gradients in hooks around the module's forward, so what is
+    computed has to be that forward for as long as it takes.
+    """
+    if not isinstance(model, (DistributedDataParallel, FullyShardedDataParallel, FSDPModule)):
+        return function(model, batch)
+    module = model if isinstance(model, FSDPModule) else model.module
+    with _forward_of(module, lambda batch: function(module, batch)):
+        return model(batch)
+
+
+@contextlib.contextmanager
+def _forward_of(module, forward: Callable):
+    """Inside, the module's forward pass is another function."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     hidden = (_together if sharing(model).rows else _apart)(base_of(model), batch)
     return score(model, hidden, batch["target"])
 
@@ -176,15 +208,8 @@ def logits(model, hidden: torch.Tensor) -> torch.Tensor:
 
     What it does after the head (Gemma's soft cap, Cohere's and Granite's scaling) is in them.
     """
-    decoder = decoder_of(model)
-    own = decoder.__dict__.get("forward")
-    decoder.forward = lambda *args, **kwargs: _Given(hidden[None])
-    try:
+    with _forward_of(decoder_of(model), lambda *args, **kwargs: _Given(hidden[None])):
         return model(input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.long)).logits[0]
-    finally:
-        del decoder.forward
-        if own is not None:
-            decoder.forward = own
 
 
 # --- what each layer may look at ------------------------------------------------------------------

@@ -15,8 +15,22 @@ supervised one run on the same forward pass, so that they differ in nothing but 
 With `shared_prefix: false`, TRL's own step and loss are used as they are, for DPO and IPO, and a
 warning says so.
 
-Limits: one process on one device. One method of TRL that is not public is overridden,
-`_prepare_dataset`; `pyproject.toml` names the versions of TRL that this was tested with.
+On several processes (`accelerate launch -m secalign_kit train ...`) every rank computes its share
+of each batch; the loss is that of the whole batch, so a run is the same on one GPU and on many. In
+a notebook, with everything that touches a GPU imported inside:
+
+    def job():
+        from secalign_kit import config, training
+        settings = config.recipe("secalign").replace(model="qwen3-4b", output="runs/mine")
+        bundle = training.base_model(settings)
+        training.train(settings, training.training_pairs(settings, bundle=bundle),
+                       training.probe_pairs(settings, "validation", 64), bundle)
+
+    accelerate.notebook_launcher(job, num_processes=2)
+
+Limits: one method of TRL that is not public is overridden, `_prepare_dataset`; `pyproject.toml`
+names the versions of TRL that this was tested with. With FSDP the run's model stays in shards when
+it has been trained; load its adapter to use it.
 """
 
 import contextlib
@@ -25,15 +39,17 @@ import hashlib
 import json
 import math
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+import torch.nn.functional as F
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from safetensors import safe_open
 from torch.utils.data import DataLoader, Sampler
@@ -41,7 +57,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from . import generation, models, pairs, parity, preference, shared_prefix
+from . import generation, models, pairs, parity, preference, ranks, shared_prefix
 from .config import RunConfig
 from .logprobs import as_pair, encode_pairs, score_pairs
 from .models import Bundle
@@ -100,9 +116,12 @@ class EncodedDPOTrainer(DPOTrainer):
     def get_train_dataloader(self) -> DataLoader:
         lengths = [sum(map(len, as_pair(row))) for row in self.train_dataset]
         size = self.args.train_batch_size
-        return self.accelerator.prepare(DataLoader(
+        loader = DataLoader(
             self.train_dataset, size, sampler=LengthBuckets(lengths, size, self.args.seed),
-            collate_fn=self.data_collator))
+            collate_fn=self.data_collator)
+        # every rank reads the whole batch, and `collate` takes its share
+        return prepare_data_loader(loader, self.accelerator.device, num_processes=1,
+                                   process_index=0, put_on_device=True)
 
 
 class PairTrainer(EncodedDPOTrainer):
@@ -119,26 +138,54 @@ class PairTrainer(EncodedDPOTrainer):
         self.noted: list[torch.Tensor] = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of a batch of B pairs with N response tokens, a scalar."""
+        """The loss of a batch of B pairs with N response tokens, a scalar.
+
+        On several ranks, B pairs are this rank's, and the loss is that of all ranks' pairs.
+        """
         # log p of every response token under the policy, then of every response: [N], [B], [B]
         with self.precision():
             tokens = shared_prefix.token_logprobs(model, inputs)
-            kl = self.drift(model, inputs["mismatched"]) if "mismatched" in inputs else 0.0
+            kl = self.drift(model, inputs) if "mismatched" in inputs else 0.0
         chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
         lengths = shared_prefix.sum_responses(torch.ones_like(tokens), inputs)
         # under the reference, the model without its adapter, they were computed before training
         reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        scores = PairScores(chosen, rejected, *reference, *lengths, kl)
+        scores = self.of_all(PairScores(chosen, rejected, *reference, *lengths, kl),
+                             inputs["pairs"])
         self.note(scores)
         return preference.batch_loss(scores, self.objective, self.args.beta, self.sft_weight)
 
+    def of_all(self, scores: PairScores, pairs: int) -> PairScores:
+        """The scores of the whole batch, so many pairs, from every rank's share of it.
+
+        A rank's own scores carry their gradient, times the number of ranks: gradients of ranks are
+        averaged, and what a batch wants is their sum.
+        """
+        if (n := self.accelerator.num_processes) == 1:
+            return scores
+        rank = self.accelerator.process_index
+        shares = [len(range(k, pairs, n)) for k in range(n)]  # as `collate` shares; 0 is the most
+        columns = [field.name for field in fields(scores) if field.name != "kl"]
+        own = torch.stack([getattr(scores, name) for name in columns])
+        own = own.detach() + n * (own - own.detach())
+        filled = F.pad(own.detach(), (0, shares[0] - own.shape[1]))
+        parts = [part[:, :share] for part, share in
+                 zip(self.accelerator.gather(filled[None]), shares, strict=True)]
+        parts[rank] = own[:, : shares[rank]]
+        # without a pair of its own a rank still owes the others a gradient, of nothing
+        together = torch.cat(parts, dim=1) + (0 if shares[rank] else 0 * own.sum())
+        return replace(scores, **dict(zip(columns, together, strict=True)))
+
     @torch.no_grad()
-    def drift(self, model, batch) -> torch.Tensor:
+    def drift(self, model, inputs) -> torch.Tensor:
         """KTO's reference point: how much likelier mismatched responses became, in nats, or 0."""
+        batch, pairs = inputs["mismatched"], inputs["pairs"]
         policy = torch.cat(shared_prefix.pair_logprobs(model, batch))
         with self.accelerator.unwrap_model(model).disable_adapter():
             reference = torch.cat(shared_prefix.pair_logprobs(model, batch))
-        return (policy - reference).mean().clamp(min=0)
+        counts = self.accelerator.process_index < pairs  # or it has no pair of its own
+        change = self.accelerator.reduce((policy - reference).sum() * counts, "sum")
+        return (change / (2 * pairs)).clamp(min=0)
 
     @torch.no_grad()
     def note(self, scores: PairScores) -> None:
@@ -155,35 +202,43 @@ class PairTrainer(EncodedDPOTrainer):
         super().log(logs, *args, **kwargs)
 
 
-def collate(rows: Sequence[dict], pad: int, mismatched: bool = False) -> dict:
-    """A batch: `shared_prefix.collate` and the reference's log-probs.
+def collate(rows: Sequence[dict], pad: int, mismatched: bool = False, rank: int = 0,
+            of: int = 1) -> dict:
+    """A rank's share of a batch: `shared_prefix.collate` and the reference's log-probs.
 
-    With `mismatched`, which KTO needs, also every prompt with the responses of the pair before it.
+    `pairs` is the number of pairs in the whole batch; a rank for which none is left gets the first
+    one, which does not count. With `mismatched`, which KTO needs, also every prompt with the
+    responses of the pair before it.
     """
     pairs = [as_pair(row) for row in rows]
-    batch = shared_prefix.collate(pairs, pad)
+    own = range(len(rows))[rank::of] or range(1)
+    batch = shared_prefix.collate([pairs[k] for k in own], pad) | {"pairs": len(rows)}
     for key in ("ref_chosen_logps", "ref_rejected_logps"):
-        batch[key] = torch.tensor([row[key] for row in rows])
+        batch[key] = torch.tensor([rows[k][key] for k in own])
     if mismatched:
-        before = [pairs[-1], *pairs[:-1]]
         batch["mismatched"] = shared_prefix.collate(
-            [(pair[0], *other[1:]) for pair, other in zip(pairs, before, strict=True)], pad)
+            [(pairs[k][0], *pairs[k - 1][1:]) for k in own], pad)
     return batch
 
 
 class RunLog(TrainerCallback):
-    """Per step: loss and margin of the batch, log-probs of a fixed probe set; JSONL and bar."""
+    """Per step: loss and margin of the batch, log-probs of a fixed probe set; JSONL and bar.
+
+    Every rank has the records; the first one writes them, and calls `on_record`.
+    """
 
     def __init__(self, path: Path, probe, every: int, steps: int, on_record=None,
                  progress: bool = True):
         self.path, self.probe, self.every, self.on_record = path, probe, every, on_record
         lines = path.read_text().split("\n")[:-1] if path.exists() else []  # whole lines only
         self.records: list[dict] = [json.loads(line) for line in lines]
-        self.bar = tqdm(total=steps, desc="training", disable=not progress)
+        self.writes = ranks.first()
+        self.bar = tqdm(total=steps, desc="training", disable=not (progress and self.writes))
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.records = [r for r in self.records if r["step"] <= state.global_step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
+        if self.writes:
+            write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
         self.bar.update(state.global_step - self.bar.n)
         if not self.records:
             self._write({"step": 0, **self.probe()})
@@ -204,6 +259,8 @@ class RunLog(TrainerCallback):
 
     def _write(self, record: dict) -> None:
         self.records.append(record)
+        if not self.writes:
+            return
         with open(self.path, "a") as log:
             log.write(json.dumps(record) + "\n")
         if self.on_record:
@@ -266,18 +323,36 @@ def reference_logprobs(bundle: Bundle, rows: Sequence[dict], progress: bool,
 
     Raises ValueError if it is not and a training beside it has begun, which would go on wrongly.
     """
-    key = content_hash(bundle, rows) if cache else ""
-    if cache and cache.exists():
-        with safe_open(cache, "pt") as stored:
-            if stored.metadata().get("content") == key:
-                return stored.get_tensor("chosen"), stored.get_tensor("rejected")
-        if last_checkpoint(cache.parent):
-            raise ValueError(f"{str(cache.parent)!r} holds a run on other pairs or another base "
-                             "model; choose another output folder or remove it")
-    chosen, rejected = score_pairs(bundle, rows, batch_size,
-                                   "reference log-probs" if progress else "")
-    if cache:
+    key = ranks.of_first(lambda: content_hash(bundle, rows)) if cache else ""
+    if found := ranks.of_first(lambda: _stored(cache, key)):
+        return found
+    chosen, rejected = shared_scores(bundle, rows, batch_size,
+                                     "reference log-probs" if progress else "")
+    if cache and ranks.first():
         models.write_tensors(cache, {"chosen": chosen, "rejected": rejected}, {"content": key})
+    return chosen, rejected
+
+
+def _stored(cache: Path | None, key: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if not (cache and cache.exists()):
+        return None
+    with safe_open(cache, "pt") as stored:
+        if stored.metadata().get("content") == key:
+            return stored.get_tensor("chosen"), stored.get_tensor("rejected")
+    if last_checkpoint(cache.parent):
+        raise ValueError(f"{str(cache.parent)!r} holds a run on other pairs or another base "
+                         "model; choose another output folder or remove it")
+    return None
+
+
+def shared_scores(bundle: Bundle, rows: Sequence[dict], batch_size: int,
+                  progress: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+    """`score_pairs`, each rank a share of the rows."""
+    def scores(share: list[dict]) -> list[list[float]]:
+        both = score_pairs(bundle, share, batch_size, progress if ranks.first() else "")
+        return torch.stack(both, dim=1).tolist()
+
+    chosen, rejected = torch.tensor(ranks.each(rows, scores)).T.contiguous()
     return chosen, rejected
 
 
@@ -306,9 +381,13 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         args=arguments, train_dataset=rows, processing_class=bundle.tokenizer,
         callbacks=list(callbacks), peft_config=models.lora(
             config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets))
+    # DDP looks for weights without a gradient only where there are some: beside a text model
+    text = bundle.model.config.get_text_config()
+    arguments.ddp_find_unused_parameters = text is not bundle.model.config
     if config.shared_prefix:
         batch = functools.partial(collate, pad=bundle.tokenizer.pad_token_id,
-                                  mismatched=config.loss == "kto")
+                                  mismatched=config.loss == "kto", rank=ranks.number(),
+                                  of=ranks.count())
         trainer = PairTrainer(bundle.model, data_collator=batch, objective=config.loss,
                               sft_weight=config.sft_weight,
                               precision=functools.partial(models.native_precision, bundle),
@@ -379,7 +458,8 @@ def training_pairs(config: RunConfig, n: int | None = None, split: str = "train"
         return dataset if n is None else dataset.select(range(n))
     if samples is None and config.responses == "self":
         bundle = bundle or base_model(config)
-        samples = generation.own_answers(bundle, shipped_samples(split), "own answers")
+        samples = ranks.each(shipped_samples(split), lambda share: generation.own_answers(
+            bundle, share, "own answers" if ranks.first() else ""))
     return pairs.pairs_dataset(
         shipped_samples(split) if samples is None else samples, seed=config.seed + seed,
         n=config.n_pairs if n is None else n,
@@ -398,26 +478,33 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
 
     `config.output` gets `config.yaml`, `pairs/`, `reference.safetensors`, `metrics.jsonl`,
     `versions.json` and `adapter/`.
-    `on_record` gets each record of the log as it comes. Raises ValueError if a pair does not fit
-    `max_length`, if the folder holds another run, on several processes, and for a loss that is no
-    number.
+    `on_record` gets each record of the log as it comes. On several ranks all of them call this, and
+    the first one writes. Raises ValueError if a pair does not fit `max_length`, if the folder holds
+    another run, for a batch that ranks cannot share, and for a loss that is no number.
     """
     began, folder = time.perf_counter(), Path(config.output)
-    if PartialState().num_processes > 1:
-        raise ValueError("a run is one process; start it without accelerate launch or torchrun")
+    ranks.refuse_uneven(config.batch_size)
+    if ranks.count() > 1 and not config.shared_prefix:
+        raise ValueError("shared_prefix false is TRL's own step, for one process; leave it true or "
+                         "start without accelerate launch")
     refuse_other_run(config)
     bundle = bundle or base_model(config)
     probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
     rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")
-    folder.mkdir(parents=True, exist_ok=True)
-    config.to_yaml(folder / "config.yaml")
-    about = {"source": f"the pairs of {config.pairs}"} if config.pairs else {}
-    pairs.save_pairs(dataset, folder / "pairs", **about)
-    write_json(folder / "versions.json", versions())
+    if ranks.first():
+        folder.mkdir(parents=True, exist_ok=True)
+        config.to_yaml(folder / "config.yaml")
+        about = {"source": f"the pairs of {config.pairs}"} if config.pairs else {}
+        pairs.save_pairs(dataset, folder / "pairs", **about)
+        write_json(folder / "versions.json", versions())
 
     def measure() -> dict:
         with models.native_precision(bundle):
-            chosen, rejected = score_pairs(bundle, probe_rows, scoring_batch(config))
+            if trainer.is_fsdp_enabled:  # all ranks have to make the same passes
+                wrapped = replace(bundle, model=trainer.model_wrapped)
+                chosen, rejected = score_pairs(wrapped, probe_rows, scoring_batch(config))
+            else:
+                chosen, rejected = shared_scores(bundle, probe_rows, scoring_batch(config))
         return {"chosen_logprob": chosen.mean().item(),
                 "rejected_logprob": rejected.mean().item(),
                 "chosen_logprobs": _rounded(chosen), "rejected_logprobs": _rounded(rejected)}
@@ -429,6 +516,20 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     trainer = build_trainer(config, bundle, rows, folder, [log])
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     bundle.model = trainer.model.eval()
-    bundle.model.save_pretrained(folder / "adapter")
+    save_adapter(trainer, folder / "adapter")
     bundle.adapter = str(folder / "adapter")
     return Run(bundle, log.records, folder, time.perf_counter() - began)
+
+
+def save_adapter(trainer: DPOTrainer, folder: Path) -> None:
+    """Saves the trained adapter, whole or not at all; the first rank writes, all wait for it."""
+    state = None
+    if trainer.is_fsdp_enabled:  # the shards of all ranks
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if ranks.first():
+        fresh = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(fresh, ignore_errors=True)
+        trainer.model.save_pretrained(fresh, state_dict=state)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    ranks.wait()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from secalign_kit import budget, cli, models
+from secalign_kit import budget, cli, models, shared_prefix
 from secalign_kit.config import RunConfig, recipe
 from secalign_kit.samples import DATA
 
@@ -59,6 +59,10 @@ def test_the_shape_is_read_from_a_configuration():
     assert models.shape_of(str(DATA / "model")) == models.PRESETS["toy"].shape
     with pytest.raises(ValueError, match="no preset"):
         models.shape_of("no/such")
+
+
+def test_logits_are_counted_as_they_are_made():
+    assert budget.LOGITS == shared_prefix.LOGITS
 
 
 def test_what_is_no_dense_decoder_is_refused():

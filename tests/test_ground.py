@@ -16,9 +16,9 @@ import secalign_kit
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["visible", "markdown", "samples", "config", "injections", "frames", "pairs",
-         "tokenization", "prompts", "chat_format", "adapters", "budget", "models", "preference",
-         "shared_prefix", "generation", "logprobs", "parity", "training", "defenses", "evaluation",
-         "figures", "report", "demo", "studies", "toy", "widgets", "cli", "__main__"]
+         "tokenization", "prompts", "chat_format", "adapters", "budget", "ranks", "models",
+         "preference", "shared_prefix", "generation", "logprobs", "parity", "training", "defenses",
+         "evaluation", "figures", "report", "demo", "studies", "toy", "widgets", "cli", "__main__"]
 STORY = re.findall(r"^    (\w+)  +\w", secalign_kit.__doc__, re.M)  # as the kit tells it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,13 +147,6 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_config, monkeypatch):
     with pytest.raises(ValueError, match="no number at step 1; lower learning_rate"):
         training.train(tiny_config, training.training_pairs(tiny_config),
                        training.training_pairs(tiny_config))
-
-
-def test_several_processes_are_refused(tiny_config, monkeypatch):
-    monkeypatch.setattr(training, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    pairs = training.training_pairs(tiny_config)
-    with pytest.raises(ValueError, match="a run is one process"):
-        training.train(tiny_config, pairs, pairs)
 
 
 def test_a_shift_is_both_scores_of_the_pairs(secured):

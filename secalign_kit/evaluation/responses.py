@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import defenses, generation, parity, prompts
+from .. import defenses, generation, parity, prompts, ranks
 from ..models import Bundle, merged, native_precision, weights_hash
 from .items import Item
 from .judges import decided, obeyed
@@ -54,8 +54,20 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
 
     Attacks on one sample share the computation of their common start. `verdict_only` ends the
     response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
-    Raises ValueError for an item whose right or wanted answer is longer than `max_new_tokens`.
+    Of several ranks each asks its share of the samples, and all get all records. Raises ValueError
+    for an item whose right or wanted answer is longer than `max_new_tokens`.
     """
+    if not ranks.first():
+        options["progress"] = ""
+
+    def asked(share: list[Item]) -> list[dict]:
+        return _evaluate(bundle, share, frontend, verdict_only, defense, **options)
+
+    return ranks.each(items, asked, [_sample(item) for item in items])
+
+
+def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_only: bool,
+              defense: str, **options) -> list[dict]:
     if not items:
         return []
     early = [verdict_only and bool(i.witness) and i.judge == "begins_with" for i in items]
@@ -99,8 +111,8 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     no record, or does not say which model and settings it is of.
     """
     matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
-    settings = json.dumps([bundle.format.name, weights_hash(bundle), defense, matters],
-                          sort_keys=True)
+    settings = ranks.of_first(lambda: json.dumps(
+        [bundle.format.name, weights_hash(bundle), defense, matters], sort_keys=True))
     stored = read_records(path) if path.exists() else []
     if not all("key" in record for record in stored):
         raise ValueError(f"{path} holds records that say nothing of their model; choose another "
@@ -113,13 +125,15 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     if not options.get("verdict_only"):  # before the first chunk is written
         _refuse_longer(bundle, [item for _, item in open_],
                        options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if ranks.first():
+        path.parent.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(open_), chunk):
         part = open_[start : start + chunk]
         fresh = evaluate(bundle, [item for _, item in part], defense=defense, **options)
         records = [{"key": key, **record} for (key, _), record in zip(part, fresh, strict=True)]
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(as_lines(records))
+        if ranks.first():
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(as_lines(records))
         known |= {record["key"]: record for record in records}
     return [known[key] for key in keys]
 
