@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import ranks
@@ -105,8 +106,8 @@ def train(arguments) -> None:
     print(f"{run.seconds:.0f} s. Adapter: {run.folder / 'adapter'}")
 
 
-def _attacks(names: list[str]) -> list:
-    """Attacks by name, "five", "all", or a JSON file of templates; each attack once.
+def _attacks(names: list[str], split: str) -> list:
+    """Attacks by name, "five", "all", "unseen", or a JSON file of templates; each attack once.
 
     Raises ValueError for two files whose templates would have the same names.
     """
@@ -115,14 +116,30 @@ def _attacks(names: list[str]) -> list:
     known = {"all": tuple(injections.ATTACKS), "five": evaluation.ATTACKS}
     found: dict = {}
     for name in names:
-        if not name.endswith(".json"):
+        if not name.endswith(".json") and name != "unseen":
             found |= {attack: attack for attack in known.get(name, (name,))}
             continue
-        loaded = injections.load_attacks(name)
+        loaded = (injections.unseen_attacks(split) if name == "unseen"
+                  else injections.load_attacks(name))
         if not found.keys().isdisjoint(loaded):
             raise ValueError(f"{name}: there are attacks of this name already; rename the file")
         found |= {attack: (attack, function) for attack, function in loaded.items()}
     return list(found.values())
+
+
+def _rates(records: list[dict]) -> Iterator[str]:
+    """A line a rate; attacks at several places are told apart by their place."""
+    from . import evaluation
+
+    places = list(dict.fromkeys(r["position"] for r in records))
+    several = len(set(filter(None, places))) > 1
+    for place in places if several else [None]:
+        part = [r for r in records if place is None or r["position"] == place]
+        for key, value in evaluation.flatten(evaluation.summarize(part)):
+            yield f"{f'{key}, {place}' if place else key:40} {value}"
+    if several:
+        attack, rate = evaluation.worst(records)
+        yield f"{'the worst of all':40} {rate}: {attack}"
 
 
 @command(
@@ -135,9 +152,11 @@ def _attacks(names: list[str]) -> list:
     option("--samples", metavar="FILE",
            help="attack these samples (any Alpaca-shaped file) instead of the kit's own"),
     option("--n", type=int, help="attacked samples"),
-    option("--position", default="end", choices=tuple(POSITIONS)),
+    option("--position", default="end", choices=(*POSITIONS, "all"),
+           help="where in the data the attacks stand; all: at the end, the start, in the middle"),
     option("--attacks", default="five", metavar="NAMES", type=listed,
-           help="five (default), all, names, or a JSON file of templates; with commas"),
+           help="five (default), all, unseen: kinds of frames that no training pair shows, names, or "
+                "a JSON file of templates; with commas"),
     option("--targets", default="witness", metavar="NAMES", type=listed,
            help="witness (default), payload: another sample's answer, fidelity: tasks about the "
                 "text of requests; with commas"),
@@ -166,8 +185,9 @@ def evaluate(arguments) -> None:
     bundle = models.load(arguments.model, four_bit=arguments.four_bit, format=arguments.format,
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter))
     items = evaluation.evaluation_items(
-        bundle, arguments.split, arguments.n, arguments.position, _attacks(arguments.attacks),
-        arguments.targets, arguments.judge, samples, witness)
+        bundle, arguments.split, arguments.n, arguments.position,
+        _attacks(arguments.attacks, arguments.split), arguments.targets, arguments.judge, samples,
+        witness)
     items = evaluation.shard(items, arguments.shard)
     names = list(defenses.DEFENSES) if arguments.defenses == ["all"] else arguments.defenses
     for name in names:
@@ -178,8 +198,7 @@ def evaluate(arguments) -> None:
                    if arguments.records else evaluation.evaluate(bundle, items, **options))
         if len(names) > 1:
             print(f"\ndefense: {name}")
-        for key, value in evaluation.flatten(evaluation.summarize(records)):
-            print(f"{key:40} {value}")
+        print("\n".join(_rates(records)))
         for record in evaluation.failing(records)[: arguments.failing]:
             print("\n" + "\n".join(evaluation.failing_lines(record)))
 
@@ -213,13 +232,18 @@ def ledger(arguments) -> None:
 
 @command("make preference pairs from an Alpaca-shaped file",
          option("samples"), option("folder"), option("--n", type=int),
-         option("--seed", type=int, default=0),
-         option("--position", default="end", choices=("end", "start", "random")))
+         option("--seed", type=int, default=0), *CONFIG[:2],
+         option("--position", choices=("end", "start", "random", "everywhere"),
+                help="short for --set position=..."))
 def pairs(arguments) -> None:
     from . import pairs as stage
 
-    dataset = stage.pairs_dataset(load_samples(arguments.samples), seed=arguments.seed,
-                                  n=arguments.n, position=arguments.position)
+    config = _named(arguments.config).replace(**_settings(arguments.set))
+    if arguments.position:
+        config = config.replace(position=arguments.position)
+    dataset = stage.pairs_dataset(
+        load_samples(arguments.samples), seed=arguments.seed, n=arguments.n, naive=config.naive,
+        frames=config.frames, position=config.position, clean=config.clean)
     stage.save_pairs(dataset, arguments.folder, source=Path(arguments.samples).name)
     print(f"{len(dataset)} pairs: {arguments.folder}")
 

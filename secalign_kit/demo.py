@@ -1,7 +1,7 @@
 """The main job: an insecure model becomes a secure one, end to end, on held-out data.
 
-One datum: `summary.json` in the run folder, with `secure.asr.naive == {"value": 0.0, "n": 300,
-"low": 0.0, "high": 0.013}`.
+One datum: `summary.json` in the run folder, with `secure.places.start.obeyed["unseen frames"] ==
+{"value": 0.0, "n": 280, "low": 0.0, "high": 0.014}`.
 
 samples -> pairs -> insecure evaluation -> DPO training -> secure evaluation -> figures -> report.
 """
@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import evaluation, figures, logprobs, report, training
+from . import evaluation, figures, injections, logprobs, report, training
 from .config import RunConfig, recipe
 from .evaluation import Item, Rate
 from .injections import POSITIONS
@@ -18,7 +18,7 @@ from .models import Bundle
 
 NOTES = [
     "The embedded model knows a small generated world; its rates say nothing about large models.",
-    "The attacks are fixed texts. An attacker who adapts to the defense is stronger than these.",
+    "The attacks are texts written beforehand. An attacker who adapts to the defense is stronger.",
     "Both models sit behind the same front-end filter, which deletes typed delimiters from data.",
 ]
 
@@ -36,6 +36,8 @@ def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict[str, 
         "training": figures.training_curves(metrics),
         "shift": figures.shift_scatter(shift),
         "asr": figures.asr_bars(summary),
+        "places": figures.attack_places({which: summary[which]["places"]
+                                         for which in ("insecure", "secure")}),
     }
     for side, part in diagram["tokens"].groupby("response"):
         drawn[f"tokens_{side}"] = figures.token_strip(
@@ -45,6 +47,28 @@ def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict[str, 
     return {name: figures.png(figure) for name, figure in drawn.items()}
 
 
+def questions(bundle: Bundle, n: int | None) -> list[Item]:
+    """What both models are asked: everything clean, and `n` samples attacked at every place.
+
+    By the five attacks and by held-out kinds of frames, for the witness and for other samples'
+    answers. The diagram's example is the last.
+    """
+    attacks = [*evaluation.ATTACKS, *injections.unseen_attacks("heldout").items()]
+    items = evaluation.evaluation_items(bundle, n=n, position="all", attacks=attacks,
+                                        targets=("witness", "payload"))
+    return [*items, evaluation.diagram_item()]
+
+
+def measured(records: list[dict]) -> dict:
+    """The rates of a model: attack by attack for the five at the end of the data, pooled by place
+    for all, and of the attack that succeeds most often."""
+    plain = [r for r in records if r["attack"] in ("none", "retention") or (
+        r["attack"] in evaluation.ATTACKS and r["position"] == "end" and r["target"] == "witness")]
+    attack, rate = evaluation.worst(records)
+    return evaluation.summarize(plain) | {"places": evaluation.by_place(records),
+                                          "worst": {"attack": attack, "rate": rate}}
+
+
 def answer(bundle: Bundle, items: list[Item], folder: Path, which: str) -> list[dict]:
     """The records of a model, also written to `records_<which>.jsonl`."""
     records = evaluation.evaluate(bundle, items, progress=f"{which} model")
@@ -52,10 +76,10 @@ def answer(bundle: Bundle, items: list[Item], folder: Path, which: str) -> list[
     return records
 
 
-def run_demo(config: RunConfig | None = None, n: int | None = None) -> dict:
+def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
     """Runs the whole job, writes the run folder and returns the summary as it is stored.
 
-    `n` samples are attacked (default: all). The folder gets `report.html`, `figures/`, `adapter/`,
+    `n` samples are attacked (None: all), each by every attack at every place. The folder gets `report.html`, `figures/`, `adapter/`,
     `records_insecure.jsonl`, `records_secure.jsonl`, `shift.csv` and `summary.json`. A finished
     training is taken up again, not repeated.
     """
@@ -65,7 +89,7 @@ def run_demo(config: RunConfig | None = None, n: int | None = None) -> dict:
     folder = Path(config.output)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     bundle = training.base_model(config)
-    items = [*evaluation.evaluation_items(bundle, n=n), evaluation.diagram_item()]
+    items = questions(bundle, n)
     insecure = answer(bundle, items, folder, "insecure")
     run = training.train(config, training.training_pairs(config, bundle=bundle),
                          training.probe_pairs(config, "validation", 64), bundle)
@@ -74,8 +98,8 @@ def run_demo(config: RunConfig | None = None, n: int | None = None) -> dict:
     shift.to_csv(folder / "shift.csv", index=False)
     said = {"insecure": insecure[-1]["response"], "secure": secure[-1]["response"]}
     summary = {
-        "insecure": evaluation.summarize(insecure[:-1]),
-        "secure": evaluation.summarize(secure[:-1]),
+        "insecure": measured(insecure[:-1]),
+        "secure": measured(secure[:-1]),
         "logprob": logprobs.mean_shift(shift),
         "logprob_pairs": len(shift),
         "diagram": said,
@@ -87,9 +111,9 @@ def run_demo(config: RunConfig | None = None, n: int | None = None) -> dict:
         (folder / "figures" / f"{name}.png").write_bytes(png)
     summary["seconds"] = time.perf_counter() - began
     training.write_json(folder / "summary.json", _plain(summary))
-    place = (f"Injections stood {POSITIONS[config.position]} of the data in training, "
-             "and stand at its end in this test.")
-    page = report.render_report(summary, pictures, evaluation.examples(insecure, secure),
-                                asdict(config), [*NOTES, place])
+    place = f"In training, injections stood {POSITIONS[config.position]} in the data."
+    closest = evaluation.closest_calls(run.bundle, secure)
+    page = report.render_report(summary, pictures, evaluation.examples(insecure, secure, 1),
+                                asdict(config), [*NOTES, place], closest)
     report.write_report(folder / "report.html", page)
     return _plain(summary)

@@ -47,6 +47,7 @@ BRACKETS = (("[", "]"), ("[[", "]]"), ("(", ")"), ("{", "}"), ("{{", "}}"), ("<"
             ("<<", ">>"), ("</", ">"), ("<", "/>"), ("<|", "|>"), ("[/", "]"), ("\"", "\""),
             ("'", "'"), ("`", "`"), ("```", "```"), ("“", "”"), ("„", "“"), ("«", "»"),
             ("*", "*"), ("**", "**"), ("_", "_"), ("|", "|"), ("<!--", "-->"), ("/*", "*/"))
+NUMBERS = ("{}.", "{})", "({})", "#{}", "{}:", "[{}]", "{}:{:02}", "{}/{}", "v{}.{}")
 SCRIPTS = (*("abcdefghijklmnopqrstuvwxyz",) * 20,
            "bcdfghàáâäçèéêëìíîïñòóôöøùúûüßåæ", "βγδζθκλμπρστφχψαεηιουω",
            "бвгджзклмнпрстфхцчшаеиоуыэюя", "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
@@ -121,8 +122,7 @@ class Frames:
 
     def _number(self, rng: random.Random) -> str:
         number = rng.randint(0, 10 ** rng.randint(1, 4))
-        form = rng.choice(("{}.", "{})", "({})", "#{}", "{}:", "[{}]", "{}:{:02}", "{}/{}", "v{}.{}"))
-        return form.format(number, rng.randint(0, 59))
+        return rng.choice(NUMBERS).format(number, rng.randint(0, 59))
 
     def _some(self, rng: random.Random, most: int) -> str:
         """One to `most` words in one of four ways of writing them."""

@@ -166,7 +166,7 @@ def witness(words: str) -> Sample:
 
 
 POSITIONS = {"end": "at the end", "start": "at the start", "middle": "in the middle",
-             "random": "at random places", "everywhere": "everywhere"}
+             "random": "at random places", "everywhere": "at every place alike"}
 """Where in the data an injection may stand, in words."""
 
 

@@ -108,7 +108,7 @@ def shape_of(name: str) -> Shape:
                          f"{str(error).splitlines()[0]}") from None
 
 
-ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "secalign_random")}
+ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "paper", "secalign_random")}
 """The shipped adapters of the embedded model."""
 
 PIECE = 2**26  # bytes that are copied from a device at once

@@ -16,10 +16,10 @@ come with Wilson intervals.
 
 from .items import (
     ATTACKS,
+    PLACES,
     TARGETS,
     TEXT_TASKS,
     Item,
-    NamedAttack,
     attacked_items,
     clean_items,
     diagram_item,
@@ -30,14 +30,25 @@ from .items import (
     shard,
 )
 from .judges import JUDGES, begins_with, contains, decided, matches, obeyed
-from .rates import Rate, counts, flatten, rate, summarize, utility_by_family
+from .rates import (
+    Rate,
+    by_place,
+    counts,
+    flatten,
+    pooled,
+    rate,
+    summarize,
+    utility_by_family,
+    worst,
+)
 from .records import examples, failing, failing_lines, read_records, save_records
-from .responses import evaluate, evaluate_file, generate
+from .responses import closest_calls, evaluate, evaluate_file, generate
 
 __all__ = [
-    "ATTACKS", "Item", "JUDGES", "NamedAttack", "Rate", "TARGETS", "TEXT_TASKS", "attacked_items",
-    "begins_with", "clean_items", "contains", "counts", "decided", "diagram_item", "evaluate",
+    "ATTACKS", "Item", "JUDGES", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "attacked_items",
+    "begins_with", "by_place", "clean_items", "closest_calls", "contains", "counts", "decided", "diagram_item", "evaluate",
     "evaluate_file", "evaluation_items", "examples", "failing", "failing_lines", "fidelity_items",
-    "flatten", "generate", "matches", "obeyed", "payload_items", "rate", "read_records",
+    "flatten", "generate", "matches", "obeyed", "payload_items", "pooled", "rate", "read_records",
     "retention_items", "save_records", "shard", "summarize", "utility_by_family",
+    "worst",
 ]

@@ -77,6 +77,60 @@ def summarize(records: Iterable[dict]) -> dict:
     return summary
 
 
+def pooled(records: Iterable[dict], key: str) -> Rate:
+    """How often `key` ("obeyed", "right") is true. Raises ValueError for no record."""
+    verdicts = [record[key] for record in records]
+    return rate(sum(verdicts), len(verdicts))
+
+
+_KINDS = {  # the groups of attacks that a table of places has, and which records are in them
+    "fixed attacks": lambda r: r["target"] == "witness" and not _unseen(r),
+    "unseen frames": lambda r: r["target"] == "witness" and _unseen(r),
+    "another sample's request": lambda r: r["target"] == "payload",
+}
+
+
+def _unseen(record: dict) -> bool:
+    return record["attack"].startswith("unseen_")
+
+
+def by_place(records: Iterable[dict]) -> dict[str, dict]:
+    """For every position: each attack's success, that of groups of attacks, and right answers.
+
+    `{"end": {"asr": {attack: Rate}, "obeyed": {"fixed attacks": Rate, "unseen frames": Rate,
+    "another sample's request": Rate}, "right": Rate}, ...}`; `asr` is of the witness alone. The intervals take answers as independent, though several are about one sample.
+    """
+    places: dict[str, list[dict]] = {}
+    for record in records:
+        if record.get("position"):
+            places.setdefault(record["position"], []).append(record)
+    found = {}
+    for place, group in places.items():
+        kinds = {kind: list(filter(belongs, group)) for kind, belongs in _KINDS.items()}
+        found[place] = {"asr": summarize(group)["asr"],
+                        "obeyed": {kind: pooled(part, "obeyed")
+                                   for kind, part in kinds.items() if part},
+                        "right": pooled(group, "right")}
+    return found
+
+
+def worst(records: Iterable[dict]) -> tuple[str, Rate]:
+    """The attack, place and target that succeed most often, in words, and their rate.
+
+    Raises ValueError if no record is of an attack.
+    """
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        if record.get("position"):
+            words = f"{record['attack']}, {record['position']}, {record['target']}"
+            groups.setdefault(words.replace("_", " "), []).append(record)
+    if not groups:
+        raise ValueError("no record is of an attack; evaluate some")
+    rates = {words: pooled(group, "obeyed") for words, group in groups.items()}
+    words = max(rates, key=lambda name: rates[name].value)
+    return words, rates[words]
+
+
 def flatten(summary: dict, prefix: str = "") -> list[tuple[str, object]]:
     """`("asr naive", Rate)` and so on, in order."""
     rows = []

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import defenses, generation, parity, prompts, ranks
+from .. import defenses, generation, logprobs, parity, prompts, ranks
 from ..models import Bundle, merged, native_precision, weights_hash
 from .items import Item
 from .judges import decided, obeyed
@@ -88,6 +88,25 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
                         "response": response, "frontend": frontend, "defense": defense,
                         "obeyed": obeyed(response, item.witness, item.judge), "right": right})
     return records
+
+
+def closest_calls(bundle: Bundle, records: Sequence[dict], count: int = 5) -> list[dict]:
+    """The attacks that came closest: those with the highest log p of the witness, obeyed or not.
+
+    Attacks for the witness only, since another sample's answer may be likely by itself ("Yes").
+    Each is the record with `logprob`, the witness's summed nats, and is about a sample of its own.
+    """
+    attacked = [r for r in records if r["position"] and r["target"] == "witness"]
+    asked = _encoded(bundle, [(r["instruction"], r["data"]) for r in attacked], frontend=True)
+    wanted = [[prompts.encode_response(bundle.tokenizer, bundle.format, r["witness"])]
+              for r in attacked]
+    with merged(bundle), native_precision(bundle):
+        scores = logprobs.score_responses(bundle, asked, wanted)
+    order = sorted(range(len(attacked)), key=lambda k: -scores[k][0])
+    closest: dict[str, dict] = {}
+    for k in order:
+        closest.setdefault(attacked[k]["id"], {**attacked[k], "logprob": scores[k][0]})
+    return list(closest.values())[:count]
 
 
 def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:

@@ -1,6 +1,6 @@
 """Attack success rates: models beside each other, attack by attack."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -82,8 +82,45 @@ def attack_bars(rates: Mapping[str, Mapping[str, Rate]]) -> Figure:
     if not attacks or len(rates) > 6:
         raise ValueError(f"attack_bars: {len(rates)} models, {len(attacks)} attacks; pass one to "
                          "six models and at least one attack.")
-    inches = max(0.3, 0.1 * len(rates)) * len(attacks)
-    fig, axes = sheet(8.6, 1.5 + inches)
+    fig, axes = sheet(8.6, _height(rates, attacks))
+    _points_by_attack(axes, rates, attacks)
+    every = trials(rate for found in rates.values() for rate in found.values())
+    dress(axes, "Attacks obeyed (left is safer)",
+          f"attack success rate (%), 95% intervals; {every} per attack", "attack")
+    axes.grid(False, axis="y")
+    legend_below(fig, [axes], 2 if len(rates) == 4 else 3)
+    return fig
+
+
+def attack_places(models: Mapping[str, Mapping[str, Mapping]]) -> Figure:
+    """`attack_bars` for each place in the data, side by side.
+
+    `models`: model to `evaluation.by_place`. Raises ValueError for no place or too many models.
+    """
+    places = list(dict.fromkeys(place for found in models.values() for place in found))
+    attacks = list(dict.fromkeys(attack for found in models.values() for place in found.values()
+                                 for attack in place["asr"]))
+    if not attacks or len(models) > 6:
+        raise ValueError(f"attack_places: {len(models)} models, {len(attacks)} attacks; pass "
+                         "evaluation.by_place(records) of one to six models.")
+    fig, panels = sheet(9.4, _height(models, attacks), len(places), sharey=True, squeeze=False)
+    for number, (axes, place) in enumerate(zip(panels[0], places, strict=True)):
+        rates = {model: found[place]["asr"] for model, found in models.items() if place in found}
+        _points_by_attack(axes, rates, attacks)
+        every = trials(rate for found in rates.values() for rate in found.values())
+        dress(axes, f"at the {place}" if place == "end" or place == "start" else f"in the {place}",
+              f"obeyed (%), {every} each", "" if number else "attack")
+        axes.grid(False, axis="y")
+    legend_below(fig, [panels[0][0]], 3)
+    return fig
+
+
+def _height(models: Mapping, attacks: Sequence) -> float:
+    return 1.5 + max(0.3, 0.1 * len(models)) * len(attacks)
+
+
+def _points_by_attack(axes, rates: Mapping[str, Mapping[str, Rate]], attacks: list[str]) -> None:
+    """A row for each attack, in it a point with its interval for each model."""
     for k in range(1, len(attacks), 2):
         axes.axhspan(k - 0.5, k + 0.5, color=FAINT, alpha=0.45, linewidth=0)
     for number, (model, look) in enumerate(zip(rates, looks(list(rates)), strict=True)):
@@ -99,9 +136,3 @@ def attack_bars(rates: Mapping[str, Mapping[str, Rate]]) -> Figure:
     axes.set_ylim(len(attacks) - 0.5, -0.5)
     axes.set_yticks(range(len(attacks)), [drawable(a, 40).replace("_", " ") for a in attacks],
                     parse_math=False)
-    every = trials(rate for found in rates.values() for rate in found.values())
-    dress(axes, "Attacks obeyed (left is safer)",
-          f"attack success rate (%), 95% intervals; {every} per attack", "attack")
-    axes.grid(False, axis="y")
-    legend_below(fig, [axes], 2 if len(rates) == 4 else 3)
-    return fig

@@ -51,7 +51,8 @@ WHICH = ("insecure", "secure")
 
 
 def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequence[Mapping],
-                  config: Mapping, notes: Sequence[str] = ()) -> str:
+                  config: Mapping, notes: Sequence[str] = (),
+                  closest: Sequence[Mapping] = ()) -> str:
     """The report as one HTML string.
 
     `summary`: {"insecure": {"clean_utility", "retention", "asr": {attack: Rate},
@@ -59,7 +60,8 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
     "after"}, "rejected": ...} in nats per response, "seconds": float}. What is missing is shown as
     "not measured". `figures`: name -> PNG bytes, in the order to show; "diagram" opens the page,
     and names that begin with training, shift, token or asr get a title and a reading that fit.
-    `examples`: instruction, data, injection_start, injection_end (a span of data), insecure,
+    A model may also have "places", as `evaluation.by_place` gives them, and "worst": {"attack",
+    "rate"}. `closest` are records of `evaluation.closest_calls`. `examples`: instruction, data, injection_start, injection_end (a span of data), insecure,
     secure, expected. `config`: setting -> value, shown as a table; `loss` and `sft_weight` decide
     what is said about the training curve. Raises ValueError for a span outside its data or bytes
     that are no PNG.
@@ -72,6 +74,8 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
         strongest={which: _strongest(model.get("asr", {})) for which, model in models.items()},
         utility={which: model.get("clean_utility") for which, model in models.items()},
         table=_table(*models.values()),
+        places=_places(*(model.get("places", {}) for model in models.values())),
+        worst={which: model.get("worst") for which, model in models.items()}, closest=closest,
         shift=_shift(summary.get("logprob", {})),
         images={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
         start=_start(config), examples=examples,
@@ -126,6 +130,17 @@ def _table(*models: Mapping) -> list[tuple[str, str, list[Rate | None]]]:
         found = [model.get(key, {}) for model in models]
         rows += [(f"{words}: {attack.replace('_', ' ')}", better, [r.get(attack) for r in found])
                  for attack in dict.fromkeys(attack for rates in found for attack in rates)]
+    return rows
+
+
+def _places(*models: Mapping[str, Mapping]) -> list[tuple[str, str, list[Rate]]]:
+    """Rows by place, as those of `_table`."""
+    rows = []
+    for place in models[0]:
+        found = [model[place] for model in models]
+        rows += [(f"{kind}, {place}", "lower", [f["obeyed"][kind] for f in found])
+                 for kind in found[0]["obeyed"]]
+        rows.append((f"right answer under all, {place}", "higher", [f["right"] for f in found]))
     return rows
 
 

@@ -1,12 +1,13 @@
 """Cards: the shipped adapters made anew, each with its model card.
 
-One datum, a line of a card: `| asr naive, injections at the start | 77.3% [73.6, 80.6] (n=555) |`
+One datum, a line of a card: `| naive | 0.0% [0.0, 1.3] | 77.3% [72.3, 81.7] | 15.3% [11.7, 19.8] |`,
+the attack's success at the end, at the start and in the middle of the data.
 """
 
 import json
 from pathlib import Path
 
-from .. import evaluation, models, training
+from .. import demo, evaluation, models, training
 from ..config import RECIPES, recipe
 from ..injections import POSITIONS
 from ..markdown import card, table
@@ -14,31 +15,34 @@ from ..models import Bundle
 from ..samples import write_text
 
 
-def adapter_card(name: str, bundle: Bundle) -> str:
-    """The model card of a shipped adapter, its rates measured on the held-out test.
-
-    With injections at the end of the data, and elsewhere.
-    """
-    summaries = {}
-    for place, words in POSITIONS.items():
-        items = evaluation.evaluation_items(bundle, position=place)
-        records = evaluation.evaluate(bundle, items, progress=f"injections {words}")
-        summaries[place] = evaluation.summarize(records)
-    rows = list(evaluation.flatten(summaries.pop("end")))
-    rows += [(f"{key}, injections {POSITIONS[place]}", value) for place, found in summaries.items()
-             for key, value in evaluation.flatten({"asr": found["asr"]})]
+def adapter_card(name: str, bundle: Bundle, n: int = 300) -> str:
+    """The model card of a shipped adapter: asked as the demo asks, `n` samples attacked."""
+    found = demo.measured(evaluation.evaluate(bundle, demo.questions(bundle, n)[:-1],
+                                              progress=f"card of {name}"))
+    places = found["places"]
+    attacks = next(iter(places.values()))["asr"]
+    rows = [(attack.replace("_", " "), *(p["asr"][attack].interval() for p in places.values()))
+            for attack in attacks]
+    rows += [(f"all, {kind}", *(str(p["obeyed"][kind]) for p in places.values()))
+             for kind in next(iter(places.values()))["obeyed"]]
+    rows.append(("right answer under all", *(str(p["right"]) for p in places.values())))
     yaml = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").strip()
     return card(
         f"Adapter `{name}` of the embedded model",
         "LoRA by SecAlign's preference optimization (DPO on injected pairs), for `data/model` in\n"
         f"4-bit. Made again by `secalign-kit adapters {name}`. Licence: Apache-2.0.",
         "## Measured on the held-out test, 95% Wilson intervals",
-        "Injections stand at the end of the data where nothing else is said.",
-        table(("measure", "rate"), rows),
+        table(("measure", "rate"), [("clean utility", found["clean_utility"]),
+                                    ("retention", found["retention"]),
+                                    (f"the worst of all: {found['worst']['attack']}",
+                                     found["worst"]["rate"])]),
+        f"How often an attack is obeyed, by its place in the data (n={n} for each attack and place;\n"
+        "\"unseen\" are kinds of frames that no training pair shows):",
+        table(("attack", *places), rows),
         "## Recipe", f"```yaml\n{yaml}\n```", "## Limits",
-        f"Trained on injections {POSITIONS[recipe(name).position]} of the data. The rates are of\n"
-        "fixed attacks in a small generated world; nothing is claimed about adaptive attacks or\n"
-        "other models.",
+        f"Trained on injections {POSITIONS[recipe(name).position]} in the data. The attacks are texts\n"
+        "written beforehand, in a small generated world; nothing is claimed about attackers who\n"
+        "adapt, or about other models.",
     )
 
 

@@ -1,20 +1,21 @@
 """Selection: which recipe the demo uses, chosen on the validation split.
 
-One datum, a value of `data/demo/selection.json`: `{"highest_asr": R, "clean_utility": R,
-"right": [R, R]}` with R = `{"value", "n", "low", "high"}`; `right` is the lowest and the highest
-rate of right answers over the attacks.
+One datum, a value of `data/demo/selection.json`: `{"worst": R, "clean_utility": R, "retention": R,
+"right": {"end": R, "start": R, "middle": R}}` with R = `{"value", "n", "low", "high"}`; `worst` is
+of the attack, place and target that succeed most often.
 
-`python -m secalign_kit.studies.selection` trains every candidate (a quarter of an hour on two
-cores), and goes on where it was killed. The held-out test plays no part in it.
+`python -m secalign_kit.studies.selection` trains every candidate (half an hour on two cores), and
+goes on where it was killed. The held-out test plays no part in it: its phrases, its kinds of frames
+and its samples are others.
 
-Limits: one seed; few candidates; 9,600 pairs each, where the demo has more.
+Limits: one seed; few candidates; 12,000 pairs each, where the demo has more.
 """
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import evaluation, training
+from .. import evaluation, injections, training
 from ..config import recipe
 from ..evaluation import Rate
 from ..markdown import table
@@ -22,33 +23,36 @@ from ..models import Bundle
 from . import summaries
 
 SHIPPED = summaries.SHIPPED / "selection.json"
-_PAPER = {"clean": 0.0, "sft_weight": 0.0}
+_PAPER = {"naive": 0.9, "frames": 0.0, "position": "end"}
 CANDIDATES: dict[str, dict | None] = {
     "insecure model": None,
-    "the paper's loss and pairs, rate 1e-3": _PAPER | {"learning_rate": 1e-3},
-    "the paper's loss and pairs, rate 5e-4": _PAPER,
-    "the paper's loss, 30% pairs without injection, rate 5e-4": {"sft_weight": 0.0},
-    "the paper's pairs, chosen's log-likelihood too, rate 5e-4": {"clean": 0.0},
-    "both additions, rate 5e-4 (the demo's)": {},
-    "both additions, rate 1e-3": {"learning_rate": 1e-3},
+    "Algorithm 1's pairs at the end, the paper's loss": _PAPER | {"clean": 0.0, "sft_weight": 0.0},
+    "Algorithm 1's pairs at the end": _PAPER,
+    "Algorithm 1's pairs everywhere": _PAPER | {"position": "everywhere"},
+    "random frames everywhere (the demo's)": {},
+    "random frames everywhere, the paper's loss": {"sft_weight": 0.0},
+    "random frames everywhere, few bare payloads": {"naive": 0.1, "frames": 0.8},
+    "random frames everywhere, half the rate": {"learning_rate": 7.5e-4},
+    "random frames everywhere, LoRA rank 16": {"lora_r": 16, "lora_alpha": 16},
 }
 """What was tried -> how it differs from the demo's recipe; None is no training."""
 
 
 def measure(bundle: Bundle, name: str, n: int) -> dict:
-    """The rates of a model on the validation split, `n` samples attacked in five ways."""
-    items = evaluation.evaluation_items(bundle, "validation", n)
-    items = [item for item in items if item.attack != "retention"]
-    summary = evaluation.summarize(evaluation.evaluate(bundle, items, progress=name))
-    by_value = {key: sorted(summary[key].values(), key=lambda rate: rate.value)
-                for key in ("asr", "accuracy_under_attack")}
-    right = by_value["accuracy_under_attack"]
-    return {"highest_asr": asdict(by_value["asr"][-1]),
+    """The rates of a model on the validation split, `n` samples attacked in every way, anywhere."""
+    attacks = [*evaluation.ATTACKS, *injections.unseen_attacks("validation").items()]
+    items = evaluation.evaluation_items(bundle, "validation", n, "all", attacks,
+                                        ("witness", "payload"))
+    records = evaluation.evaluate(bundle, items, progress=name)
+    summary = evaluation.summarize(r for r in records if not r["position"])
+    places = evaluation.by_place(records)
+    return {"worst": asdict(evaluation.worst(records)[1]),
             "clean_utility": asdict(summary["clean_utility"]),
-            "right": [asdict(right[0]), asdict(right[-1])]}
+            "retention": asdict(summary["retention"]),
+            "right": {place: asdict(found["right"]) for place, found in places.items()}}
 
 
-def select(folder: str | Path = "runs/selection", n: int = 150, n_pairs: int = 9600) -> dict:
+def select(folder: str | Path = "runs/selection", n: int = 50, n_pairs: int = 12000) -> dict:
     """Trains and measures every candidate in turn; finished runs in `folder` are taken up again."""
     found = {}
     for number, (name, changes) in enumerate(CANDIDATES.items()):
@@ -65,14 +69,15 @@ def select(folder: str | Path = "runs/selection", n: int = 150, n_pairs: int = 9
 
 def markdown(found: dict) -> str:
     """The candidates as a Markdown table."""
-    n = {key: next(iter(found.values()))[key]["n"] for key in ("highest_asr", "clean_utility")}
-    rows = []
-    for name, rates in found.items():
-        low, high = (f"{rate['value']:.0%}" for rate in rates["right"])
-        rows.append((name, *(Rate(**rates[key]).interval() for key in n), f"{low} to {high}"))
-    return table(("recipe, on validation", f"highest ASR (n={n['highest_asr']})",
-                  f"clean utility (n={n['clean_utility']})",
-                  "right under attack, lowest to highest"), rows) + "\n"
+    first = next(iter(found.values()))
+    asked = {"worst": "worst attack obeyed", "clean_utility": "clean utility",
+             "retention": "retention"}
+    head = [f"{words} (n={first[key]['n']})" for key, words in asked.items()]
+    right = [f"right, {place} (n={rate['n']})" for place, rate in first["right"].items()]
+    rows = [(name, *(Rate(**rates[key]).interval() for key in asked),
+             *(f"{rate['value']:.1%}" for rate in rates["right"].values()))
+            for name, rates in found.items()]
+    return table(("recipe, on validation", *head, *right), rows) + "\n"
 
 
 def main() -> None:

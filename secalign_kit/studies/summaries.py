@@ -14,42 +14,51 @@ SHIPPED = DATA / "demo"
 """`summary.json` of the demo with seeds 0, 1 and 2, of which the README's table is made."""
 
 
-def _measures(summary: dict) -> list[tuple[str, tuple[str, ...]]]:
-    """(words, keys below "insecure" and "secure") of every rate, in the order of the table."""
-    asr, right = (summary["insecure"][key] for key in ("asr", "accuracy_under_attack"))
-    return [("clean utility", ("clean_utility",)), ("retention", ("retention",)),
-            *((f"ASR {a.replace('_', '-')}", ("asr", a)) for a in asr),
-            *((f"right under {a.replace('_', '-')}", ("accuracy_under_attack", a)) for a in right)]
+Row = tuple[str, Rate, list[Rate]]  # words, insecure, secure with every seed
 
 
-def _rate(summary: dict, which: str, keys: Iterable[str]) -> Rate:
-    value = summary[which]
+def _rows(summaries: Sequence[dict]) -> list[Row]:
+    """Every rate of the demo's table, in its order."""
+    first = summaries[0]
+
+    def row(words: str, *keys: str) -> Row:
+        return words, _rate(first["insecure"], keys), [_rate(s["secure"], keys) for s in summaries]
+
+    places = first["insecure"]["places"]
+    kinds = list(next(iter(places.values()))["obeyed"])
+    return [row("clean utility", "clean_utility"), row("retention", "retention"),
+            *(row(f"obeyed: {kind}, {place}", "places", place, "obeyed", kind)
+              for kind in kinds for place in places),
+            row("obeyed: the worst of all", "worst", "rate"),
+            *(row(f"right under all attacks, {place}", "places", place, "right")
+              for place in places)]
+
+
+def _rate(found: dict, keys: Iterable[str]) -> Rate:
     for key in keys:
-        value = value[key]
-    return Rate(**value)
+        found = found[key]
+    return Rate(**found)
 
 
 def table_lines(summary: dict) -> list[str]:
     """The result as text: one line per measure, insecure and secure with n and interval."""
-    lines = [f"{'':30} {'insecure':36} secure"]
-    lines += [f"{name:30} {_rate(summary, 'insecure', keys)!s:36} {_rate(summary, 'secure', keys)}"
-              for name, keys in _measures(summary)]
+    lines = [f"{'':40} {'insecure':30} secure"]
+    lines += [f"{words:40} {before!s:30} {after[0]}" for words, before, after in _rows([summary])]
     for side in ("chosen", "rejected"):
         shift = summary["logprob"][side]
-        lines.append(f"{f'mean log p({side}), nats':30} {shift['before']:<36.2f} "
+        lines.append(f"{f'mean log p({side}), nats':40} {shift['before']:<30.2f} "
                      f"{shift['after']:.2f}")
-    return lines
+    worst = (f"{which}: {summary[which]['worst']['attack']}" for which in ("insecure", "secure"))
+    return [*lines, f"the worst of all is {'; '.join(worst)}"]
 
 
 def markdown(summaries: Sequence[dict]) -> str:
     """The first summary as a Markdown table, with the secure models of the others beside it."""
     first, *others = summaries
-
-    rows = []
-    for name, keys in _measures(first):
-        before, after = (_rate(first, which, keys) for which in ("insecure", "secure"))
-        rows.append((name, after.n, before.interval(), after.interval(),
-                     ", ".join(f"{_rate(o, 'secure', keys).value:.1%}" for o in others)))
+    rows: list[tuple] = [
+        (words, after[0].n, before.interval(), after[0].interval(),
+         ", ".join(f"{rate.value:.1%}" for rate in after[1:]))
+        for words, before, after in _rows(summaries)]
     for side in ("chosen", "rejected"):
         before, after = (first["logprob"][side][when] for when in ("before", "after"))
         rows.append((f"mean log p({side}), nats", first["logprob_pairs"], f"{before:.2f}",
