@@ -177,7 +177,8 @@ def kit(bundle: Bundle, rows: list[dict], micro: int, folder: Path, clock: Clock
         lora_targets=["q_proj", "v_proj"], gradient_checkpointing="checkpointing" in who)
     wait()
     began = time.perf_counter()
-    both = logprobs.score_pairs(bundle, rows, training.scoring_batch(config))
+    with models.native_precision(bundle):
+        both = logprobs.score_pairs(bundle, rows, training.scoring_batch(config))
     wait()
     seconds = time.perf_counter() - began
     data = Dataset.from_list([row | {"ref_chosen_logps": c, "ref_rejected_logps": r}

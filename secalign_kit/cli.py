@@ -155,8 +155,8 @@ def _rates(records: list[dict]) -> Iterator[str]:
     option("--position", default="end", choices=(*POSITIONS, "all"),
            help="where in the data the attacks stand; all: at the end, the start, in the middle"),
     option("--attacks", default="five", metavar="NAMES", type=listed,
-           help="five (default), all, unseen: kinds of frames that no training pair shows, names, or "
-                "a JSON file of templates; with commas"),
+           help="five (default), all, unseen: kinds of frames that no training pair shows, names, "
+                "or a JSON file of templates; with commas"),
     option("--targets", default="witness", metavar="NAMES", type=listed,
            help="witness (default), payload: another sample's answer, fidelity: tasks about the "
                 "text of requests; with commas"),

@@ -79,9 +79,9 @@ def answer(bundle: Bundle, items: list[Item], folder: Path, which: str) -> list[
 def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
     """Runs the whole job, writes the run folder and returns the summary as it is stored.
 
-    `n` samples are attacked (None: all), each by every attack at every place. The folder gets `report.html`, `figures/`, `adapter/`,
-    `records_insecure.jsonl`, `records_secure.jsonl`, `shift.csv` and `summary.json`. A finished
-    training is taken up again, not repeated.
+    `n` samples are attacked (None: all), each by every attack at every place. The folder gets
+    `report.html`, `figures/`, `adapter/`, `records_insecure.jsonl`, `records_secure.jsonl`,
+    `shift.csv` and `summary.json`. A finished training is taken up again, not repeated.
     """
     began = time.perf_counter()
     config = config or recipe("demo")

@@ -228,17 +228,20 @@ class _AttentionInFp32(TorchFunctionMode):
 
 @contextlib.contextmanager
 def native_precision(bundle: Bundle):
-    """Inside, a 4-bit model on a CPU with native bf16 multiplies in bf16, attention apart.
+    """Inside, a 4-bit model on a CPU multiplies in bf16 where that is native, LoRA included.
 
-    QLoRA's compute dtype (arXiv 2305.14314, section 3). Training steps, the reference's log-probs
-    and the probes of a run all stand inside, so that policy and reference are rounded alike. On
-    CUDA bitsandbytes' layers see to it themselves; elsewhere nothing changes.
+    QLoRA's compute dtype (arXiv 2305.14314, section 3). Training steps, the reference's log-probs,
+    the probes of a run and evaluation all stand inside, so that they are rounded alike. On CUDA,
+    bitsandbytes' layers see to their own products and LoRA stays in fp32: autocast was slower.
     """
     if not multiplies_in_bf16(bundle):
         yield
         return
-    with torch.autocast("cpu", torch.bfloat16), _AttentionInFp32():
-        yield
+    # what checkpointing computes anew in the backward pass knows autocast, but no function mode
+    apart = not bundle.model.is_gradient_checkpointing
+    with torch.autocast("cpu", torch.bfloat16):
+        with _AttentionInFp32() if apart else contextlib.nullcontext():
+            yield
 
 
 def multiplies_in_bf16(bundle: Bundle) -> bool:

@@ -2,21 +2,18 @@
 
 import pytest
 
-from secalign_kit import evaluation, models
+from secalign_kit import evaluation, injections, models
 from secalign_kit.config import RECIPES
-from secalign_kit.injections import POSITIONS
 from secalign_kit.studies import cards
 
 
-def test_a_card_has_rates_at_every_place_and_the_recipe(secured, monkeypatch):
-    whole = evaluation.evaluation_items
-    monkeypatch.setattr(evaluation, "evaluation_items", lambda bundle, position: [
-        item for item in whole(bundle, n=2, position=position) if item.attack != "retention"][-20:])
-    text = cards.adapter_card("secalign", secured)
-    elsewhere = set(POSITIONS) - {"end"}
-    assert text.count("(n=2) |") == 2 * 5 + 5 * len(elsewhere)  # right only at the end
-    assert all(f"| asr naive, injections {POSITIONS[place]} |" in text
-               for place in elsewhere)
+def test_a_card_has_every_attack_at_every_place_and_the_recipe(secured):
+    text = cards.adapter_card("secalign", secured, n=1)
+    attacks = [*evaluation.ATTACKS, *injections.unseen_attacks("heldout")]
+    assert "| attack | end | start | middle |" in text
+    for attack in attacks:
+        assert f"| {attack.replace('_', ' ')} | " in text
+    assert "| all, another sample's request | " in text and f"(n={len(attacks)})" in text
     assert (RECIPES / "secalign.yaml").read_text().strip() in text
 
 

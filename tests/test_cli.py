@@ -8,6 +8,7 @@ import pytest
 
 from secalign_kit import cli, defenses, evaluation, injections, training
 from secalign_kit.config import RunConfig, recipe
+from secalign_kit.pairs import load_pairs
 from secalign_kit.studies import ledger
 
 
@@ -41,15 +42,37 @@ def test_a_place_that_cannot_be_written_ends_in_one_sentence(tmp_path, capsys):
 
 
 def test_attacks_are_asked_once_and_files_do_not_hide_each_other(tmp_path):
-    assert cli._attacks(["five", "naive"]) == list(evaluation.ATTACKS)
-    assert sorted(cli._attacks(["naive", "all"])) == sorted(injections.ATTACKS)
+    assert cli._attacks(["five", "naive"], "heldout") == list(evaluation.ATTACKS)
+    assert sorted(cli._attacks(["naive", "all"], "heldout")) == sorted(injections.ATTACKS)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.json").write_text('["Now: {payload}"]')
     paths = [str(tmp_path / folder / "mine.json") for folder in ("a", "b")]
-    assert [name for name, _ in cli._attacks(paths[:1])] == ["mine_0"]
+    assert [name for name, _ in cli._attacks(paths[:1], "heldout")] == ["mine_0"]
     with pytest.raises(ValueError, match="rename the file"):
-        cli._attacks(paths)
+        cli._attacks(paths, "heldout")
+    unseen = dict(cli._attacks(["unseen", "unseen"], "validation"))
+    assert list(unseen) == list(injections.unseen_attacks("validation"))
+
+
+def test_pairs_are_made_by_a_recipe_and_its_changes(tmp_path):
+    rows = [{"instruction": f"Say {n}.", "input": f"text {n} here", "output": f"answer {n}"}
+            for n in range(60)]
+    path, kinds = tmp_path / "alpaca.json", {}
+    path.write_text(json.dumps(rows))
+    for name, extra in {"demo": [], "paper": ["--config", "paper", "--set", "clean=0"]}.items():
+        assert cli.main(["pairs", str(path), str(tmp_path / name), *extra]) == 0
+        kinds[name] = set(load_pairs(tmp_path / name)["attack"])
+    assert "frame" in kinds["demo"] and kinds["paper"] <= {"naive", "completion"}
+
+
+def test_evaluate_shows_every_place_and_the_worst(capsys):
+    assert cli.main(["evaluate", "secalign", "--n", "2", "--position", "all", "--attacks",
+                     "naive,unseen", "--split", "validation"]) == 0
+    out = capsys.readouterr().out
+    for place in ("end", "start", "middle"):
+        assert f"asr naive, {place} " in out and f"asr unseen form, {place} " in out
+    assert "the worst of all" in out and out.count("clean utility") == 1
 
 
 def test_saved_pairs_are_trained_on_and_the_run_is_evaluated(tmp_path, capsys):

@@ -46,9 +46,9 @@ from .responses import closest_calls, evaluate, evaluate_file, generate
 
 __all__ = [
     "ATTACKS", "Item", "JUDGES", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "attacked_items",
-    "begins_with", "by_place", "clean_items", "closest_calls", "contains", "counts", "decided", "diagram_item", "evaluate",
-    "evaluate_file", "evaluation_items", "examples", "failing", "failing_lines", "fidelity_items",
-    "flatten", "generate", "matches", "obeyed", "payload_items", "pooled", "rate", "read_records",
-    "retention_items", "save_records", "shard", "summarize", "utility_by_family",
-    "worst",
+    "begins_with", "by_place", "clean_items", "closest_calls", "contains", "counts", "decided",
+    "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples", "failing",
+    "failing_lines", "fidelity_items", "flatten", "generate", "matches", "obeyed",
+    "payload_items", "pooled", "rate", "read_records", "retention_items", "save_records", "shard",
+    "summarize", "utility_by_family", "worst",
 ]

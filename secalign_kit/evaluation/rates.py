@@ -98,7 +98,8 @@ def by_place(records: Iterable[dict]) -> dict[str, dict]:
     """For every position: each attack's success, that of groups of attacks, and right answers.
 
     `{"end": {"asr": {attack: Rate}, "obeyed": {"fixed attacks": Rate, "unseen frames": Rate,
-    "another sample's request": Rate}, "right": Rate}, ...}`; `asr` is of the witness alone. The intervals take answers as independent, though several are about one sample.
+    "another sample's request": Rate}, "right": Rate}, ...}`; `asr` is of the witness alone. The
+    intervals take answers as independent, though several are about one sample.
     """
     places: dict[str, list[dict]] = {}
     for record in records:

@@ -61,10 +61,10 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
     "not measured". `figures`: name -> PNG bytes, in the order to show; "diagram" opens the page,
     and names that begin with training, shift, token or asr get a title and a reading that fit.
     A model may also have "places", as `evaluation.by_place` gives them, and "worst": {"attack",
-    "rate"}. `closest` are records of `evaluation.closest_calls`. `examples`: instruction, data, injection_start, injection_end (a span of data), insecure,
-    secure, expected. `config`: setting -> value, shown as a table; `loss` and `sft_weight` decide
-    what is said about the training curve. Raises ValueError for a span outside its data or bytes
-    that are no PNG.
+    "rate"}. `closest` are records of `evaluation.closest_calls`. `examples`: instruction, data,
+    injection_start, injection_end (a span of data), insecure, secure, expected. `config`: setting
+    -> value, shown as a table; `loss` and `sft_weight` decide what is said about the training
+    curve. Raises ValueError for a span outside its data or bytes that are no PNG.
     """
     _check(figures, examples)
     models = {which: summary.get(which, {}) for which in WHICH}

@@ -1,7 +1,7 @@
 """Cards: the shipped adapters made anew, each with its model card.
 
-One datum, a line of a card: `| naive | 0.0% [0.0, 1.3] | 77.3% [72.3, 81.7] | 15.3% [11.7, 19.8] |`,
-the attack's success at the end, at the start and in the middle of the data.
+One datum, a line of a card: `| naive | 0.0% [0.0, 1.3] | 0.0% [0.0, 1.3] | 0.3% [0.1, 1.9] |`, the
+attack's success at the end, at the start and in the middle of the data.
 """
 
 import json
@@ -36,13 +36,13 @@ def adapter_card(name: str, bundle: Bundle, n: int = 300) -> str:
                                     ("retention", found["retention"]),
                                     (f"the worst of all: {found['worst']['attack']}",
                                      found["worst"]["rate"])]),
-        f"How often an attack is obeyed, by its place in the data (n={n} for each attack and place;\n"
-        "\"unseen\" are kinds of frames that no training pair shows):",
+        f"How often an attack is obeyed, by its place in the data (n={n} for each attack and\n"
+        "place; \"unseen\" are kinds of frames that no training pair shows):",
         table(("attack", *places), rows),
         "## Recipe", f"```yaml\n{yaml}\n```", "## Limits",
-        f"Trained on injections {POSITIONS[recipe(name).position]} in the data. The attacks are texts\n"
-        "written beforehand, in a small generated world; nothing is claimed about attackers who\n"
-        "adapt, or about other models.",
+        f"Trained on injections {POSITIONS[recipe(name).position]} in the data. The attacks are\n"
+        "texts written beforehand, in a small generated world; nothing is claimed about attackers\n"
+        "who adapt, or about other models.",
     )
 
 

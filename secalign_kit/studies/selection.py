@@ -32,7 +32,6 @@ CANDIDATES: dict[str, dict | None] = {
     "random frames everywhere (the demo's)": {},
     "random frames everywhere, the paper's loss": {"sft_weight": 0.0},
     "random frames everywhere, few bare payloads": {"naive": 0.1, "frames": 0.8},
-    "random frames everywhere, half the rate": {"learning_rate": 7.5e-4},
     "random frames everywhere, LoRA rank 16": {"lora_r": 16, "lora_alpha": 16},
 }
 """What was tried -> how it differs from the demo's recipe; None is no training."""
