@@ -232,7 +232,7 @@ def native_precision(bundle: Bundle):
 
     QLoRA's compute dtype (arXiv 2305.14314, section 3). Training steps, the reference's log-probs,
     the probes of a run and evaluation all stand inside, so that they are rounded alike. On CUDA,
-    bitsandbytes' layers see to their own products and LoRA stays in fp32: autocast was slower.
+    bitsandbytes' layers see to their own products, and LoRA stays in fp32.
     """
     if not multiplies_in_bf16(bundle):
         yield
