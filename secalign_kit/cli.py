@@ -116,11 +116,14 @@ def _attacks(names: list[str], split: str) -> list:
     known = {"all": tuple(injections.ATTACKS), "five": evaluation.ATTACKS}
     found: dict = {}
     for name in names:
-        if not name.endswith(".json") and name != "unseen":
+        if name == "unseen":
+            found |= {kind: (kind, attack)
+                      for kind, attack in injections.unseen_attacks(split).items()}
+            continue
+        if not name.endswith(".json"):
             found |= {attack: attack for attack in known.get(name, (name,))}
             continue
-        loaded = (injections.unseen_attacks(split) if name == "unseen"
-                  else injections.load_attacks(name))
+        loaded = injections.load_attacks(name)
         if not found.keys().isdisjoint(loaded):
             raise ValueError(f"{name}: there are attacks of this name already; rename the file")
         found |= {attack: (attack, function) for attack, function in loaded.items()}
@@ -268,7 +271,7 @@ def doctor(arguments) -> None:
 
 
 @command("make the shipped adapters anew",
-         option("names", nargs="*", default=["secalign", "secalign_random"]))
+         option("names", nargs="*", default=["secalign", "paper", "secalign_random"]))
 def adapters(arguments) -> None:
     from .studies import cards
 
