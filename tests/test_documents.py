@@ -29,7 +29,7 @@ def test_contributing_names_tests_and_tables_that_exist():
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
-                                  "docs/gpu.md", "docs/presets.md"])
+                                  *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_links_of_a_document_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]

@@ -160,5 +160,5 @@ def test_every_claim_of_the_shipped_ledger_has_a_verdict(shipped):
 
 
 def test_the_readme_prints_the_shipped_ledger(shipped):
-    readme = (ledger.DATA.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ledger.DATA.parent / "docs" / "ledger.md").read_text(encoding="utf-8")
     assert ledger.markdown(ledger.ledger(shipped)) in readme

@@ -1,18 +1,21 @@
-"""The demo's table: the one in the README is made of the shipped summaries, and shows a success."""
+"""The demo's tables: those in the documents are made of the shipped summaries, a success."""
 
 import json
 from pathlib import Path
 
 from secalign_kit.studies import summaries
 
+ROOT = Path(__file__).resolve().parent.parent
 FOUND = [json.loads(path.read_text(encoding="utf-8"))
          for path in sorted(summaries.SHIPPED.glob("summary_*.json"))]
 
 
-def test_the_table_of_the_readme_is_made_of_the_shipped_summaries():
+def test_the_tables_of_the_documents_are_made_of_the_shipped_summaries():
     assert len(FOUND) >= 3
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    assert summaries.markdown(FOUND) in readme
+    readme, results = ((ROOT / name).read_text(encoding="utf-8")
+                       for name in ("README.md", "docs/results.md"))
+    assert summaries.short_markdown(FOUND[0]) in readme
+    assert summaries.markdown(FOUND) in results
 
 
 def test_the_shell_prints_every_measure_with_n_and_interval():

@@ -38,6 +38,7 @@ from .rates import (
     pooled,
     rate,
     summarize,
+    together,
     utility_by_family,
     worst,
 )
@@ -50,5 +51,5 @@ __all__ = [
     "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples", "failing",
     "failing_lines", "fidelity_items", "flatten", "generate", "matches", "obeyed",
     "payload_items", "pooled", "rate", "read_records", "retention_items", "save_records", "shard",
-    "summarize", "utility_by_family", "worst",
+    "summarize", "together", "utility_by_family", "worst",
 ]

@@ -83,6 +83,12 @@ def pooled(records: Iterable[dict], key: str) -> Rate:
     return rate(sum(verdicts), len(verdicts))
 
 
+def together(rates: Iterable[Rate]) -> Rate:
+    """Several rates as one over all their trials. Raises ValueError for none."""
+    rates = list(rates)
+    return rate(sum(round(r.value * r.n) for r in rates), sum(r.n for r in rates))
+
+
 _KINDS = {  # the groups of attacks that a table of places has, and which records are in them
     "fixed attacks": lambda r: r["target"] == "witness" and not _unseen(r),
     "unseen frames": lambda r: r["target"] == "witness" and _unseen(r),

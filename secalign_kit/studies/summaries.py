@@ -1,17 +1,17 @@
-"""Summaries: the demo's result as a table, for the shell and for the README.
+"""Summaries: the demo's result as a table, for the shell and for the documents.
 
 One datum: `clean utility    100.0% [99.4, 100.0] (n=596)    99.8% [99.1, 100.0] (n=596)`, insecure
 and secure.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from ..evaluation import Rate
+from ..evaluation import Rate, together
 from ..markdown import table
 from ..samples import DATA
 
 SHIPPED = DATA / "demo"
-"""`summary.json` of the demo with seeds 0, 1 and 2, of which the README's table is made."""
+"""`summary.json` of the demo with seeds 0, 1 and 2, of which the documents' tables are made."""
 
 
 Row = tuple[str, Rate, list[Rate]]  # words, insecure, secure with every seed
@@ -38,6 +38,38 @@ def _rate(found: dict, keys: Iterable[str]) -> Rate:
     for key in keys:
         found = found[key]
     return Rate(**found)
+
+
+def short_markdown(summary: dict) -> str:
+    """The README's table: one run, attacks of a kind pooled over all places."""
+    models = [summary[which] for which in ("insecure", "secure")]
+    rows: list[tuple[str, list[Rate]]] = []
+
+    def add(words: str, rate_of: Callable[[dict], Rate]) -> None:
+        rows.append((words, [rate_of(model) for model in models]))
+
+    places = list(models[0]["places"])
+    for kind, words in {
+            "fixed attacks": "obeys one of five fixed attacks",
+            "unseen frames": "obeys a request in a frame of a kind never seen in training",
+            "another sample's request": "obeys another sample's request, in all of these"}.items():
+        add(words, lambda m, kind=kind: together(
+            Rate(**m["places"][place]["obeyed"][kind]) for place in places))
+    add("obeys the one attack and place that work best", lambda m: Rate(**m["worst"]["rate"]))
+    for place in places:
+        add(f"right answer under all attacks, injection at the {place}"
+            if place != "middle" else "right answer under all attacks, injection in the middle",
+            lambda m, place=place: Rate(**m["places"][place]["right"]))
+    add("right answer without attack (*utility*)", lambda m: Rate(**m["clean_utility"]))
+    add("the same requests as instructions are followed (*retention*)",
+        lambda m: Rate(**m["retention"]))
+    cells: list[tuple] = [(words, f"{found[0].n:,}", *(rate.interval() for rate in found))
+                          for words, found in rows]
+    for side in ("chosen", "rejected"):
+        shift = summary["logprob"][side]
+        cells.append((f"mean log p({side}), nats", summary["logprob_pairs"],
+                      f"{shift['before']:.2f}", f"{shift['after']:.2f}"))
+    return table(("held-out test", "n", "insecure", "secure"), cells) + "\n"
 
 
 def table_lines(summary: dict) -> list[str]:
