@@ -4,6 +4,7 @@ The data's journey, which is also the order in which modules may import one anot
 
     samples        instruction, data and the right answer
     injections     a payload written into the data by an attack
+    frames         what an attacker writes around a payload, drawn at random
     pairs          prefer the answer to the instruction over the answer to the injection
     prompts        delimiters, the front-end filter, and a role for every token
     models         presets, 4-bit, adapters and their strength
