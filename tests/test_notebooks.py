@@ -77,7 +77,8 @@ def test_the_sequence_is_linked_from_the_readme_with_its_minutes():
     readme = (ROOT / "README.md").read_text()
     assert [path.stem[:2] for path in NOTEBOOKS] == [f"{k:02d}" for k in range(len(NOTEBOOKS))]
     for path in NOTEBOOKS:
-        line = next(x for x in readme.splitlines() if f"(notebooks/{path.name})" in x)
+        line = next(x for x in readme.splitlines() if x.startswith(f"| [{path.stem}]("))
+        assert f"(notebooks/{path.name})" in line, line
         assert line.split("|")[2].strip()[0].isdigit(), line
 
 
