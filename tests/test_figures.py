@@ -235,6 +235,8 @@ def test_bars_show_value_interval_and_n():
     assert "75%" in text and "0%" in text and "n = 40 / 50" in text and "not measured" in text
     assert [bar.get_height() for bar in fig.axes[0].patches] == pytest.approx([75, 75, 0])
     assert fig.axes[0].patches[0].get_hatch() != fig.axes[0].patches[2].get_hatch()
+    nearly = figures.asr_bars({"secure": {"asr": {"naive": replace(RATE, value=0.9982)}}})
+    assert "99.8%" in words(nearly)
     with pytest.raises(ValueError, match="no attack"):
         figures.asr_bars({})
 

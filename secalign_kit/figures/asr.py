@@ -68,7 +68,9 @@ def _bar(axes, x: float, rate: Rate | None, which: str) -> None:
         return
     axes.bar(x, 100 * rate.value, 0.36, **_bar_style(which))
     axes.errorbar(x, 100 * rate.value, yerr=whiskers([rate]), color=INK, capsize=4, linewidth=1.4)
-    axes.text(x, 100 * rate.high + 1.5, f"{rate.value:.0%}", ha="center", va="bottom", fontsize=9)
+    # 99.8% is not 100%: a decimal, unless it is a zero
+    axes.text(x, 100 * rate.high + 1.5, f"{100 * rate.value:.1f}".removesuffix(".0") + "%",
+              ha="center", va="bottom", fontsize=9)
 
 
 def attack_bars(rates: Mapping[str, Mapping[str, Rate]]) -> Figure:
