@@ -529,7 +529,7 @@ def save_adapter(trainer: DPOTrainer, folder: Path) -> None:
     if ranks.first():
         fresh = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(fresh, ignore_errors=True)
-        trainer.model.save_pretrained(fresh, state_dict=state)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh, state_dict=state)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     ranks.wait()
