@@ -5,7 +5,8 @@ One datum: prompt = [user: "Please generate a python function for the provided t
 rejected = "No, dinosaurs are extinct."
 
 This is SecAlign, Algorithm 1: no labels are needed, because the rejected answer is the answer that
-the payload already has as a sample of its own.
+the payload already has as a sample of its own. Two options go beyond it: a share of the payloads
+can stand in frames drawn at random (`frames`), and an injection can stand anywhere.
 
 Limits: chosen answers are the samples' own, so a model trained on them drifts to their style
 (Meta SecAlign lets the model answer itself instead). A rejected answer differs from the chosen one
@@ -173,7 +174,9 @@ def card(
     return markdown.card(
         escape_hostile(title),
         "Each row prefers the answer to the instruction (`chosen`) over the answer to a request\n"
-        "that stands in the data (`rejected`). Construction: SecAlign (CCS 2025), Algorithm 1.",
+        "that stands in the data (`rejected`). Construction: SecAlign (CCS 2025), Algorithm 1"
+        + (", with random\nframes around part of the requests." if "frame" in statistics["attacks"]
+           else "."),
         f"- Source of the samples: {escape_hostile(source)}\n"
         f"- Licence: {escape_hostile(licence)}\n"
         f"- Pairs: {statistics['n']}, of which {statistics['without_data']} without data\n"

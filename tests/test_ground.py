@@ -159,4 +159,4 @@ def test_no_weights_are_pickled_and_no_file_is_large():
     assert not [p for p in files if p.suffix in (".pt", ".bin", ".pkl", ".pth")]
     assert not [p for p in files if p.stat().st_size > 12_000_000]
     for adapter in (ROOT / "data" / "adapters").iterdir():
-        assert (adapter / "adapter_model.safetensors").stat().st_size <= 2_000_000
+        assert (adapter / "adapter_model.safetensors").stat().st_size <= 7_000_000  # of rank 64

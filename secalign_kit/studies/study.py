@@ -39,7 +39,7 @@ _DOUBLE = {"learning_rate": 2 * BASE.learning_rate}
 VARIANTS: dict[str, dict] = {
     "secalign": {},
     "struq": _STRUQ,
-    "secalign_kit": {"clean": 0.3, "sft_weight": 1.0},  # what `make demo` adds to the paper's
+    "secalign_kit": {"clean": 0.3, "sft_weight": 1.0},  # the kit's two additions
     "ipo": {"loss": "ipo"},
     "orpo": {"loss": "orpo"},
     "kto": {"loss": "kto"},
