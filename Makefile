@@ -59,18 +59,18 @@ lab: $(STAMP)
 app: $(STAMP)
 	$(BIN)/voila notebooks/09_explorer.ipynb
 
-# make adapters: the shipped adapters, made anew (about ten minutes on two cores)
+# make adapters: the shipped adapters, made anew (half an hour on two cores)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
 
-# make summaries: the demo with three seeds, for the README's table (about half an hour)
+# make summaries: the demo with three seeds, for the tables of the documents (about 45 minutes)
 summaries: $(STAMP)
 	for seed in 0 1 2; do \
 	  $(BIN)/secalign-kit demo --n 300 --set seed=$$seed --output runs/summaries/$$seed || exit 1; \
 	  mkdir -p data/demo && cp runs/summaries/$$seed/summary.json data/demo/summary_$$seed.json; \
 	done
 
-# make selection: the recipes that were tried on the validation split (a quarter of an hour)
+# make selection: the recipes that were tried on the validation split (half an hour)
 selection: $(STAMP)
 	$(BIN)/python -m secalign_kit.studies.selection
 

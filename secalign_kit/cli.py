@@ -150,7 +150,7 @@ def _rates(records: list[dict]) -> Iterator[str]:
     option("adapter", nargs="?",
            help="a run, an adapter's folder, or a shipped one (default: none)"),
     option("--model", default="toy", help="a preset, a Hub id or a folder"),
-    option("--format", help="prompt format, needed for a Hub id or a folder"),
+    option("--format", help="prompt format (default: the preset's, or the chat template's)"),
     option("--split", default="heldout", choices=("validation", "heldout")),
     option("--samples", metavar="FILE",
            help="attack these samples (any Alpaca-shaped file) instead of the kit's own"),

@@ -111,7 +111,7 @@ def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
         (folder / "figures" / f"{name}.png").write_bytes(png)
     summary["seconds"] = time.perf_counter() - began
     training.write_json(folder / "summary.json", _plain(summary))
-    place = f"In training, injections stood {POSITIONS[config.position]} in the data."
+    place = f"In training, injections stood {POSITIONS[config.position]} of the data."
     closest = evaluation.closest_calls(run.bundle, secure)
     page = report.render_report(summary, pictures, evaluation.examples(insecure, secure, 1),
                                 asdict(config), [*NOTES, place], closest)

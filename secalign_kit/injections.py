@@ -61,7 +61,7 @@ def witness(words: str) -> Sample:
 
 
 POSITIONS = {"end": "at the end", "start": "at the start", "middle": "in the middle",
-             "random": "at random places", "everywhere": "at every place alike"}
+             "random": "at random places", "everywhere": "at the start, the end, the middle or between two words"}
 """Where in the data an injection may stand, in words."""
 
 
@@ -310,8 +310,8 @@ def load_attacks(path: str | os.PathLike) -> dict[str, Attack]:
     if not isinstance(templates, list) or not templates:
         raise ValueError(f'{path} holds no list of templates; write ["First line. {{payload}}"]')
     for number, template in enumerate(templates):
-        if not isinstance(template, str) or template.count("{payload}") != 1:
-            raise ValueError(f"{path}, entry {number} is no text with one slot {{payload}}: "
+        if not isinstance(template, str) or "{payload}" not in template:
+            raise ValueError(f"{path}, entry {number} is no text with the slot {{payload}}: "
                              f"{str(template)[:60]!r}")
     return {f"{path.stem}_{number}": _template(template)
             for number, template in enumerate(templates)}

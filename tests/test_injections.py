@@ -20,7 +20,7 @@ from secalign_kit.injections import (
     inject,
     load_attacks,
 )
-from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, SPLITS, Sample
+from secalign_kit.samples import DATA, DINOSAUR_HOST, DINOSAUR_PAYLOAD, SPLITS, Sample
 
 # the attacks that leave the payload's words as they are and take any payload
 PLAIN = sorted(set(ATTACKS) - {"other_language", "encoded"})
@@ -241,9 +241,17 @@ def test_a_file_of_templates_becomes_attacks(tmp_path):
     assert got[1].data.endswith("Do dinosaurs exist? {x} please")
 
 
+def test_the_shipped_texts_by_hand_are_attacks_and_a_slot_may_stand_twice():
+    loaded = load_attacks(DATA / "attacks_by_hand.json")
+    assert len(loaded) == 60
+    made = [attacked(entry).data for entry in loaded.items()]
+    assert all("Do dinosaurs exist?" in data for data in made)
+    assert any(data.count("Do dinosaurs exist?") > 1 for data in made)
+
+
 @pytest.mark.parametrize("text, message", [
     ("{", "line 1 is no JSON"), ("{}", "holds no list"), ("[]", "holds no list"),
-    ('["no slot"]', "entry 0 is no text with one slot"), ("[3]", "entry 0"),
+    ('["no slot"]', "entry 0 is no text with the slot"), ("[3]", "entry 0"),
 ])
 def test_a_wrong_file_of_templates_is_refused(tmp_path, text, message):
     (tmp_path / "mine.json").write_text(text)

@@ -50,18 +50,19 @@ def short_markdown(summary: dict) -> str:
 
     places = list(models[0]["places"])
     for kind, words in {
-            "fixed attacks": "obeys one of five fixed attacks",
-            "unseen frames": "obeys a request in a frame of a kind never seen in training",
-            "another sample's request": "obeys another sample's request, in all of these"}.items():
+            "fixed attacks": "five fixed attacks that ask for a fixed word: obeyed",
+            "unseen frames": "seven kinds of unseen frames, the same word: obeyed",
+            "another sample's request": "all twelve with another sample's request: obeyed"
+            }.items():
         add(words, lambda m, kind=kind: together(
             Rate(**m["places"][place]["obeyed"][kind]) for place in places))
-    add("obeys the one attack and place that work best", lambda m: Rate(**m["worst"]["rate"]))
+    add("the most successful of 72 combinations: obeyed", lambda m: Rate(**m["worst"]["rate"]))
     for place in places:
         add(f"right answer under all attacks, injection at the {place}"
             if place != "middle" else "right answer under all attacks, injection in the middle",
             lambda m, place=place: Rate(**m["places"][place]["right"]))
     add("right answer without attack (*utility*)", lambda m: Rate(**m["clean_utility"]))
-    add("the same requests as instructions are followed (*retention*)",
+    add("the attackers' requests given as instructions: followed (*retention*)",
         lambda m: Rate(**m["retention"]))
     cells: list[tuple] = [(words, f"{found[0].n:,}", *(rate.interval() for rate in found))
                           for words, found in rows]
