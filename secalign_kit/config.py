@@ -3,7 +3,7 @@
 One datum: `RunConfig(beta=0.1, learning_rate=1e-3)`; `config.to_yaml("run.yaml")` and back.
 
 Limits: where `pairs` names a folder, how its pairs were made stands in that folder's card, not
-here. `model` may be a preset or a Hub id.
+here: the settings of `MAKING` then have their defaults. `model` may be a preset or a Hub id.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from .samples import DATA, write_text
 RECIPES = DATA / "recipes"
 LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
 MAKING = ("naive", "frames", "position", "clean", "responses")  # how pairs are made
+PAIR_POSITIONS = ("end", "start", "random", "everywhere")  # where training shows injections
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -62,6 +63,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in _TYPES:  # so that RunConfig(beta="0.2") and --set beta=0.2 are the same
             object.__setattr__(self, name, _typed(name, getattr(self, name)))
+        for name in MAKING if self.pairs else ():  # made elsewhere, nobody knows how
+            object.__setattr__(self, name, _DEFAULTS[name])
         for name in ("n_pairs", "batch_size", "accumulation", "epochs", "max_length", "lora_r",
                      "probe_every", "save_steps", "beta", "learning_rate", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
@@ -76,9 +79,9 @@ class RunConfig:
         if self.naive + self.frames > 1:
             raise ValueError(f"naive and frames are {self.naive} and {self.frames}; together they "
                              "can be 1 at most")
-        if self.position not in ("end", "start", "random", "everywhere"):
-            raise ValueError(f"position is {self.position!r}; choose end, start, random or "
-                             "everywhere")
+        if self.position not in PAIR_POSITIONS:
+            raise ValueError(f"position is {self.position!r}; choose one of "
+                             f"{', '.join(PAIR_POSITIONS)}")
         if self.responses not in ("samples", "self"):
             raise ValueError(f"responses is {self.responses!r}; choose samples, or self for the "
                              "model's own answers")
@@ -104,13 +107,12 @@ class RunConfig:
 
     def on_saved_pairs(self, folder: str | os.PathLike, n: int) -> "RunConfig":
         """A copy for the n pairs of a folder; how pairs are made is as if it had not been set."""
-        unset = {field.name: field.default for field in fields(self) if field.name in MAKING}
-        return self.replace(pairs=str(folder), n_pairs=n, **unset)
+        return self.replace(pairs=str(folder), n_pairs=n)
 
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Writes the configuration so that `from_yaml` gives an equal one."""
         values = dataclasses.asdict(self) | {"lora_targets": list(self.lora_targets)}
-        if self.pairs:  # made elsewhere, nobody knows how
+        if self.pairs:  # defaults, which would read as how the pairs were made
             values = {name: value for name, value in values.items() if name not in MAKING}
         write_text(path, yaml.safe_dump(values, sort_keys=False))
 
@@ -136,7 +138,8 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-_TYPES = {field.name: type(field.default) for field in fields(RunConfig)}
+_DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
+_TYPES = {name: type(default) for name, default in _DEFAULTS.items()}
 
 
 def _yaml(text: str, where: str):

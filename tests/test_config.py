@@ -20,6 +20,7 @@ def test_saved_pairs_are_named_and_nothing_is_said_of_how_they_were_made(tmp_pat
     assert (said["pairs"], said["n_pairs"]) == ("my/pairs", 8)
     assert not said.keys() & {"naive", "frames", "position", "clean", "responses"}
     assert config.position != recipe("secalign_random").position
+    assert config.replace(position="random", responses="self") == config  # or a run refuses itself
 
 
 def test_every_shipped_recipe_is_valid():
