@@ -7,6 +7,7 @@ Limits: presets other than `toy` need the Hub (and a licence for the gated ones)
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -237,11 +238,8 @@ def native_precision(bundle: Bundle):
     if not multiplies_in_bf16(bundle):
         yield
         return
-    # what checkpointing computes anew in the backward pass knows autocast, but no function mode
-    apart = not bundle.model.is_gradient_checkpointing
-    with torch.autocast("cpu", torch.bfloat16):
-        with _AttentionInFp32() if apart else contextlib.nullcontext():
-            yield
+    with torch.autocast("cpu", torch.bfloat16), _AttentionInFp32():
+        yield
 
 
 def multiplies_in_bf16(bundle: Bundle) -> bool:
@@ -416,7 +414,8 @@ def weights_hash(bundle: Bundle) -> str:
     """A hash of every weight, and of whether and how strongly the adapter counts.
 
     The weights are copied from their device piece by piece, and only once for each state of the
-    bundle: a sum over every tensor's bits, taken where it lies, tells whether one has changed.
+    bundle: a sum over every tensor's bits, weighed by their places and taken where it lies, tells
+    whether one has changed.
     """
     weights = [(f"{name} {tensor.dtype}", tensor.detach())
                for name, parameter in bundle.model.named_parameters()
@@ -445,7 +444,17 @@ def _scales(parameter) -> torch.Tensor | None:
 def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
     bits = tensor.contiguous().view(torch.uint8).flatten()
     wide = bits.view(torch.int64) if len(bits) % 8 == 0 else bits
-    return wide.sum(dtype=torch.int64)
+    total = torch.zeros((), dtype=torch.int64, device=wide.device)
+    for piece in wide.split(2**20):  # products of all words at once would take as much memory
+        total = 31 * total + (piece * _places(wide.device)[: len(piece)]).sum()
+    return total
+
+
+@functools.cache
+def _places(device: torch.device) -> torch.Tensor:
+    """A random factor for every place in a piece, so that words that change places are noticed."""
+    drawn = torch.randint(2**62, (2**20,), generator=torch.Generator().manual_seed(0))
+    return drawn.to(device)
 
 
 @contextlib.contextmanager
@@ -470,24 +479,25 @@ def insecure(bundle: Bundle):
 def merged(bundle: Bundle):
     """Inside, the adapter is added into the weights, which saves its products at every step.
 
-    Does nothing unless the base has fp32 weights, since others would round the sum; nor for an
-    embedding, which may be the head's weights too; nor without an adapter or with it switched off.
-    The weights are put back bit by bit.
+    Does nothing unless the base has fp32 weights, since others would round the sum; nor if a layer
+    has the input embedding's weight, as a tied head has, since the sum would change both; nor
+    without an adapter or with it switched off. The weights are put back bit by bit.
     """
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
-    exact = all(layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
-    exact &= not any(isinstance(layer.get_base_layer(), torch.nn.Embedding) for layer in layers)
+    weights = [layer.get_base_layer().weight for layer in layers]
+    shared = bundle.model.get_input_embeddings().weight.data_ptr()
+    exact = all(w.dtype == torch.float32 and w.data_ptr() != shared for w in weights)
     if not layers or not exact or any(layer.disable_adapters for layer in layers):
         yield bundle
         return
-    before = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    before = [weight.detach().clone() for weight in weights]
     try:
         bundle.model.merge_adapter()
         yield bundle
     finally:
         bundle.model.unmerge_adapter()
-        for layer, weight in zip(layers, before, strict=True):
-            layer.get_base_layer().weight.data.copy_(weight)  # subtracting leaves rounding behind
+        for weight, value in zip(weights, before, strict=True):
+            weight.data.copy_(value)  # subtracting leaves rounding behind
 
 
 @contextlib.contextmanager

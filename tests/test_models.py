@@ -126,6 +126,24 @@ def test_switching_the_adapter_off_leaves_every_weight_as_trainable_as_it_was():
         assert not torch.equal(logits(bundle), secure)
 
 
+def test_the_hash_follows_two_rows_that_change_places():
+    bundle = models.load("toy", four_bit=False)
+    first, weight = models.weights_hash(bundle), bundle.model.get_input_embeddings().weight
+    assert not torch.equal(weight[5], weight[9])
+    weight.data[[5, 9]] = weight.data[[9, 5]]
+    assert models.weights_hash(bundle) != first
+    weight.data[[5, 9]] = weight.data[[9, 5]]
+    assert models.weights_hash(bundle) == first
+
+
+@pytest.mark.parametrize("size", [3, 2**21 + 8, 2**24])
+def test_the_sum_of_bits_follows_bytes_that_change_places(size):
+    bits = torch.zeros(size, dtype=torch.uint8)
+    bits[0] = 1
+    sums = {models._sum_of_bits(bits.roll(by)).item() for by in (0, 1, size // 2, size - 1)}
+    assert len(sums) == len({0, 1, size // 2, size - 1})
+
+
 def test_the_hash_follows_every_change_and_reads_unchanged_weights_once(monkeypatch):
     bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
     first, reads = models.weights_hash(bundle), []
@@ -218,6 +236,22 @@ def test_merging_keeps_the_answers_and_gives_the_weights_back_bit_by_bit():
         assert changed
     assert all(torch.equal(p, before[n]) for n, p in bundle.model.named_parameters())
     assert torch.equal(logits(bundle), apart)
+
+
+def test_nothing_is_merged_into_a_head_that_is_the_embedding_too():
+    from peft import get_peft_model
+
+    bundle = models.load("toy", four_bit=False)
+    config = models.lora(4, 4, 0.0, ("q_proj", "lm_head"))
+    bundle.model = get_peft_model(bundle.model, config).eval()
+    for name, parameter in bundle.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.01)
+    apart = logits(bundle)
+    with models.insecure(bundle):
+        assert not torch.allclose(logits(bundle), apart, atol=1e-2)
+    with models.merged(bundle):
+        assert torch.equal(logits(bundle), apart)
 
 
 def test_nothing_is_merged_into_4_bit_weights_or_while_the_adapter_is_off(monkeypatch):
