@@ -38,9 +38,10 @@ def test_a_model_that_is_wrong_even_apart_is_refused_with_both_numbers(toy, monk
     plain = shared_prefix.plain_logprobs
     assert parity.parity(bundle, ROWS).holds()
     monkeypatch.setattr(shared_prefix, "plain_logprobs", lambda *a, **k: plain(*a, **k) - 1)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"'gpt2' cannot be measured: "
-                                                                    r"-\d+\.\d+ nats and -\d+"):
-        parity.check(bundle, ROWS)
+    said = r"'gpt2' cannot be measured: -\d+\.\d+ nats and -\d+"
+    for _ in range(2):  # the second time is no better
+        with pytest.warns(UserWarning), pytest.raises(ValueError, match=said):
+            parity.check(bundle, ROWS)
 
 
 def test_a_model_is_asked_once_for_rows_of_a_length_and_the_embedded_one_never(toy, monkeypatch):
