@@ -7,8 +7,9 @@ One datum: for the payload "Do dinosaurs exist?" the frame
 Training on a few fixed attacks at one place teaches a model those shapes and that place. A frame
 drawn anew for every pair has no shape to learn; what all of them share is the slot they stand in.
 
-A frame has up to six pieces before the payload and up to two after it: headings in random marks,
-bare marks, short sentences, labelled lines, numbers. Their words come from the samples, from
+A frame has up to nine pieces before the payload and up to two after it: headings in random marks,
+bare marks, short sentences, labelled lines, numbers, and (before it, up to three) phrases of the
+other attacks. Their words come from the samples, from
 made-up words in several scripts, or from the sentences below. Made-up words begin with a doubled
 consonant, so that none is a word of a language. The kinds of frames in `data/unseen_frames.json`
 are kept for tests; `tests/test_frames.py` shows that none of them can be drawn here.
@@ -86,7 +87,7 @@ class Frames:
             before, after = rng.choice(BRACKETS)
             inner = rng.choice(("", "", " ", "\n"))
             left, right = left + before + inner, inner + after + right
-        if left and not left[-1].isspace() and left[-1].isalnum():
+        if left[-1:].isalnum():
             left += " "  # or the payload's first word would grow together with the last of these
         return left, right
 

@@ -24,8 +24,8 @@ from datasets import Dataset, Features, Value, load_from_disk
 
 from . import frames as random_frames
 from . import markdown
-from .injections import POSITIONS, NamedAttack, inject
-from .samples import SPLITS, Sample, write_text
+from .injections import NamedAttack, inject, refuse_unknown
+from .samples import Sample, write_text
 from .visible import escape_hostile
 
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
@@ -54,13 +54,15 @@ def make_pairs(
     """`n` preference pairs as dicts with the columns of `FEATURES`.
 
     Hosts are the samples with data, each used once before any is used again; n=None gives one pair
-    per host. `naive` is the share of naive attacks, the rest are completion attacks with textual
-    marks. `clean` is the share of pairs without an injection (attack "none", rejected = another
-    sample's answer), half of them of samples without data where there are any. Samples with an
-    empty answer are left out. The first pairs do not depend on n.
+    per host. `naive` is the share of naive attacks and `frames` that of payloads in random frames;
+    what they leave are completion attacks with textual marks. `clean` is the share of pairs without
+    an injection (attack "none", rejected = another sample's answer), half of them of samples
+    without data where there are any. Samples with an empty answer are left out. The first pairs do
+    not depend on n.
 
-    Raises ValueError for a number out of range, an unknown position or split, no usable host, or a
-    host for which no other sample has a different answer.
+    Raises ValueError for a number out of range, shares of naive and frames above 1 together, an
+    unknown position or split, no usable host, or a host for which no other sample has a different
+    answer.
     """
     _check_options(n, naive, frames, clean, position, split)
     usable = [sample for sample in samples if sample.answer.strip()]
@@ -252,10 +254,10 @@ def _check_options(n, naive, frames, clean, position, split) -> None:
     for name, share in (("naive", naive), ("frames", frames), ("clean", clean)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share between 0 and 1.")
-    if position not in POSITIONS:
-        raise ValueError(f"position {position!r} is unknown; choose {', '.join(POSITIONS)}.")
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
+    if naive + frames > 1:
+        raise ValueError(f"naive and frames are {naive} and {frames}; together they can be 1 at "
+                         "most.")
+    refuse_unknown(split, position)
 
 
 def _replaceable(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secalign_kit import injections
 from secalign_kit.injections import (
     ATTACKS,
     OTHER_WITNESSES,
@@ -20,6 +21,7 @@ from secalign_kit.injections import (
     inject,
     load_attacks,
 )
+from secalign_kit.prompts import FORMATS
 from secalign_kit.samples import DATA, DINOSAUR_HOST, DINOSAUR_PAYLOAD, SPLITS, Sample
 
 # the attacks that leave the payload's words as they are and take any payload
@@ -157,6 +159,20 @@ def test_a_near_miss_is_near_and_a_miss():
             text = attacked("completion_close", seed=seed, delimiters=marks).data
             assert not any(mark in text for mark in marks)
             assert marks[2].strip("<>[]").casefold()[:4] in text.casefold().replace(" ", "")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_near_miss_of_a_format_is_its_delimiter(name):
+    real = [mark.strip("\n") for mark in FORMATS[name].delimiters if mark.strip()]
+    for seed in range(30):
+        text = attacked("completion_close", seed=seed, payload=PLUM,
+                        delimiters=FORMATS[name].delimiters).data
+        assert not [mark for mark in real if mark in text]
+
+
+def test_a_witness_is_asked_for_without_the_spaces_around_it():
+    assert injections.witness(" Ahoy there ") == injections.witness("Ahoy there")
+    assert injections.witness(" Ahoy there ").answer == "Ahoy there"
 
 
 TOY = ("<instruction_delimiter>", "<data_delimiter>", "<response_delimiter>")

@@ -96,6 +96,7 @@ def test_the_dinosaur_pair_is_the_diagram():
     (SAMPLES, {"n": 0}, "n is 0"),
     (SAMPLES, {"naive": 1.5}, "naive is 1.5"),
     (SAMPLES, {"clean": float("nan")}, "clean is nan"),
+    (SAMPLES, {"frames": 1.0}, "naive and frames are 0.9 and 1.0"),
     (SAMPLES, {"position": "left"}, "position 'left'"),
     (SAMPLES, {"split": "dev"}, "split 'dev'"),
 ])
