@@ -117,31 +117,31 @@ def adapter(shape: Shape, config: RunConfig) -> int:
     return shape.layers * config.lora_r * sum(map(sum, adapted)) * (4 + 4 + 8)
 
 
-def layer_activations(shape: Shape, config: RunConfig, kept: Kept = KEPT) -> int:
+def layer_activations(shape: Shape, config: RunConfig) -> int:
     """Bytes that one layer keeps of one token for the backward pass."""
     inputs = sum(shape.linear[name][0] for name in _adapted(shape, config))
-    return (2 * kept.norm * shape.hidden + kept.lora * inputs + kept.mlp * shape.intermediate
-            + kept.attention * shape.heads * shape.head_dim)
+    return (2 * KEPT.norm * shape.hidden + KEPT.lora * inputs + KEPT.mlp * shape.intermediate
+            + KEPT.attention * shape.heads * shape.head_dim)
 
 
-def activations(shape: Shape, config: RunConfig, tokens: int, kept: Kept = KEPT) -> int:
+def activations(shape: Shape, config: RunConfig, tokens: int) -> int:
     """Bytes for a batch of so many tokens, padding included.
 
     With checkpointing, each layer keeps its input in half precision, and one is computed again.
     """
-    layer = layer_activations(shape, config, kept)
+    layer = layer_activations(shape, config)
     if config.gradient_checkpointing:
         return tokens * (shape.layers * 2 * shape.hidden + layer)
     return tokens * shape.layers * layer
 
 
-def estimate(shape: Shape, config: RunConfig, tokens: int, kept: Kept = KEPT) -> Memory:
+def estimate(shape: Shape, config: RunConfig, tokens: int) -> Memory:
     """The peak for batches of at most so many tokens, padding included."""
     # a piece's logits in half and in fp32, their softmax, and a gradient in either precision
     logits = LOGITS * (2 + 4 + 4 + 4 + 2)
     return Memory(*(size / GIB for size in (
         weights(shape, config.four_bit), adapter(shape, config),
-        activations(shape, config, tokens, kept), logits)))
+        activations(shape, config, tokens), logits)))
 
 
 def longest_row(config: RunConfig) -> int:
@@ -181,8 +181,7 @@ GPUS = {"T4": Gpu(14.7, 65), "L4": Gpu(22.0, 121), "A100 40 GB": Gpu(39.4, 312),
 
 def step_seconds(shape: Shape, config: RunConfig, mean: float, gpu: Gpu) -> float:
     """Seconds for a batch of pairs whose rows have so many tokens in the mean."""
-    # forward, backward without gradients of weights, and forward again with checkpointing
-    passes = 3 if config.gradient_checkpointing else 2
+    passes = _passes(config)
     flops = 2 * passes * (shape.matrices * mean + shape.head * mean / 2) * config.batch_size
     return passes * shape.layers * LAUNCH + flops / (REACHED * gpu.speed * 1e12)
 
@@ -192,8 +191,12 @@ def hours(shape: Shape, config: RunConfig, mean: float, gpu: Gpu,
     """Hours for all epochs over the pairs, the reference's forward pass included."""
     batches = math.ceil(pairs / config.batch_size)
     step = step_seconds(shape, config, mean, gpu)
-    passes = 3 if config.gradient_checkpointing else 2
-    return batches * step * (config.epochs + 1 / passes) / 3600
+    return batches * step * (config.epochs + 1 / _passes(config)) / 3600
+
+
+def _passes(config: RunConfig) -> int:
+    """Forward, backward without gradients of weights, and forward again with checkpointing."""
+    return 3 if config.gradient_checkpointing else 2
 
 
 def fits(memory: Memory, gpu: Gpu) -> bool:
@@ -207,7 +210,8 @@ LARGEST = 16  # batch that was measured
 def settings(config: RunConfig) -> Iterator[RunConfig]:
     """The same optimizer steps with fewer pairs at once, with and without checkpointing."""
     pairs = config.batch_size * config.accumulation
-    for batch in (n for n in range(1, pairs + 1) if pairs % n == 0 and n <= LARGEST):
+    smallest = 2 if config.loss == "kto" else 1  # which compares with other pairs of a batch
+    for batch in (n for n in range(smallest, pairs + 1) if pairs % n == 0 and n <= LARGEST):
         for checkpointing in (False, True):
             yield config.replace(batch_size=batch, accumulation=pairs // batch,
                                  gradient_checkpointing=checkpointing)

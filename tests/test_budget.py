@@ -3,7 +3,7 @@
 import pytest
 
 from secalign_kit import budget, cli, models, shared_prefix
-from secalign_kit.config import RunConfig, recipe
+from secalign_kit.config import LOSSES, RunConfig, recipe
 from secalign_kit.samples import DATA
 
 LLAMA = models.PRESETS["llama3.1-8b"].shape
@@ -34,8 +34,10 @@ def paper(batch, checkpointing):
 
 
 @pytest.mark.parametrize(("batch", "checkpointing", "tokens", "kept", "gib"), MEASURED)
-def test_memory_is_estimated_as_it_was_measured(batch, checkpointing, tokens, kept, gib):
-    found = budget.estimate(LLAMA, paper(batch, checkpointing), tokens, kept)
+def test_memory_is_estimated_as_it_was_measured(batch, checkpointing, tokens, kept, gib,
+                                                monkeypatch):
+    monkeypatch.setattr(budget, "KEPT", kept)
+    found = budget.estimate(LLAMA, paper(batch, checkpointing), tokens)
     assert found.total == pytest.approx(gib, rel=0.06)
 
 
@@ -86,6 +88,15 @@ def test_the_fastest_settings_fit_and_keep_the_pairs_of_a_step():
     assert budget.fits(budget.estimate(LLAMA, best, longest * best.batch_size), small)
     assert not budget.fits(budget.estimate(LLAMA, config, longest * 64), small)
     assert budget.fastest(LLAMA, config.replace(four_bit=False), longest, small) is None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_doctor_has_settings_for_every_loss(loss, capsys):
+    assert cli.main(["doctor", "--model", "smollm2-135m", "--set", f"loss={loss}"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing that keeps" not in out
+    assert [c.batch_size for c in budget.settings(RunConfig(loss=loss, batch_size=4))] == (
+        [2, 2, 4, 4] if loss == "kto" else [1, 1, 2, 2, 4, 4])
 
 
 def test_the_doctor_says_whether_a_model_fits(capsys):
