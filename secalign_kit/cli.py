@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import ranks
-from .config import RunConfig, recipe, recipes
+from .config import MAKING, PAIR_POSITIONS, RunConfig, recipe, recipes
 from .injections import POSITIONS
 from .samples import load_samples, write_text
 
@@ -94,7 +94,8 @@ def train(arguments) -> None:
     from . import pairs, training
 
     config = _config(arguments)
-    if config.output == RunConfig().output:
+    given = arguments.output or "output" in _settings(arguments.set)
+    if not given and config.output == RunConfig().output:
         config = config.replace(output=f"runs/{Path(arguments.config).stem}")
     if arguments.pairs:
         n = len(pairs.load_pairs(arguments.pairs))
@@ -236,17 +237,21 @@ def ledger(arguments) -> None:
 @command("make preference pairs from an Alpaca-shaped file",
          option("samples"), option("folder"), option("--n", type=int),
          option("--seed", type=int, default=0), *CONFIG[:2],
-         option("--position", choices=("end", "start", "random", "everywhere"),
+         option("--position", choices=PAIR_POSITIONS,
                 help="short for --set position=..."))
 def pairs(arguments) -> None:
     from . import pairs as stage
 
-    config = _named(arguments.config).replace(**_settings(arguments.set))
+    changes = _settings(arguments.set)
+    read = [name for name in MAKING if name != "responses"]  # those are the file's own
+    if other := sorted(changes.keys() - set(read)):
+        raise ValueError(f"--set {other[0]} changes no pair: only {', '.join(read)} do, and --n "
+                         "and --seed")
+    config = _named(arguments.config).replace(**changes)
     if arguments.position:
         config = config.replace(position=arguments.position)
-    dataset = stage.pairs_dataset(
-        load_samples(arguments.samples), seed=arguments.seed, n=arguments.n, naive=config.naive,
-        frames=config.frames, position=config.position, clean=config.clean)
+    dataset = stage.pairs_dataset(load_samples(arguments.samples), seed=arguments.seed,
+                                  n=arguments.n, **{name: getattr(config, name) for name in read})
     stage.save_pairs(dataset, arguments.folder, source=Path(arguments.samples).name)
     print(f"{len(dataset)} pairs: {arguments.folder}")
 
@@ -271,11 +276,12 @@ def doctor(arguments) -> None:
 
 
 @command("make the shipped adapters anew",
-         option("names", nargs="*", default=["secalign", "paper", "secalign_random"]))
+         option("names", nargs="*", help="of these only (default: all)"))
 def adapters(arguments) -> None:
+    from . import models
     from .studies import cards
 
-    for name in arguments.names:
+    for name in arguments.names or models.ADAPTERS:
         print(f"{name}: {cards.make_adapter(name)}")
 
 

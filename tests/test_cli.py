@@ -66,6 +66,36 @@ def test_pairs_are_made_by_a_recipe_and_its_changes(tmp_path):
     assert "frame" in kinds["demo"] and kinds["paper"] <= {"naive", "completion"}
 
 
+@pytest.mark.parametrize("change", ["n_pairs=2", "seed=1", "responses=self", "beta=0.2"])
+def test_pairs_refuse_a_setting_that_makes_none(tmp_path, change, capsys):
+    rows = [{"instruction": f"Say {n}.", "input": "text", "output": f"{n}"} for n in range(3)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    arguments = ["pairs", str(tmp_path / "alpaca.json"), str(tmp_path / "out"), "--set", change]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert change.partition("=")[0] in said and "--n and --seed" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "folder"), [
+    ([], "runs/orpo"), (["--output", "runs/run"], "runs/run"),
+    (["--set", "output=runs/run"], "runs/run"), (["--output", "runs/mine"], "runs/mine"),
+])
+def test_a_run_goes_where_it_was_told_to_and_else_under_its_recipes_name(given, folder,
+                                                                         monkeypatch):
+    trained = []
+
+    def train(config, *args):
+        trained.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", train)
+    for name in ("base_model", "training_pairs", "probe_pairs"):
+        monkeypatch.setattr(training, name, lambda *args, **options: None)
+    assert cli.main(["train", "--config", "orpo", *given]) == 2
+    assert [config.output for config in trained] == [folder]
+
+
 def test_evaluate_shows_every_place_and_the_worst(capsys):
     assert cli.main(["evaluate", "secalign", "--n", "2", "--position", "all", "--attacks",
                      "naive,unseen", "--split", "validation"]) == 0
