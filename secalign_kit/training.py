@@ -441,10 +441,9 @@ def base_model(config: RunConfig) -> Bundle:
     return models.load(config.model, four_bit=config.four_bit, format=config.format or None)
 
 
-def training_pairs(config: RunConfig, n: int | None = None, split: str = "train", seed: int = 0,
-                   bundle: Bundle | None = None,
+def training_pairs(config: RunConfig, n: int | None = None, bundle: Bundle | None = None,
                    samples: Sequence[Sample] | None = None) -> Dataset:
-    """Preference pairs of a split, made as the config says; `n` overrides their number.
+    """Preference pairs for training, made as the config says; `n` overrides their number.
 
     `bundle` is asked for its own answers if the config says `responses: self`; `samples`, if given,
     are taken as they are. Pairs that were saved (`config.pairs`) are loaded; raises ValueError if
@@ -458,10 +457,10 @@ def training_pairs(config: RunConfig, n: int | None = None, split: str = "train"
         return dataset if n is None else dataset.select(range(n))
     if samples is None and config.responses == "self":
         bundle = bundle or base_model(config)
-        samples = ranks.each(shipped_samples(split), lambda share: generation.own_answers(
+        samples = ranks.each(shipped_samples("train"), lambda share: generation.own_answers(
             bundle, share, "own answers" if ranks.first() else ""))
     return pairs.pairs_dataset(
-        shipped_samples(split) if samples is None else samples, seed=config.seed + seed,
+        shipped_samples("train") if samples is None else samples, seed=config.seed,
         n=config.n_pairs if n is None else n,
         naive=config.naive, frames=config.frames, position=config.position, clean=config.clean,
     )

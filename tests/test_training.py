@@ -263,8 +263,8 @@ def test_a_run_does_not_go_on_with_other_pairs(tiny_config):
     probe = training.probe_pairs(tiny_config, "validation", 4)
     training.train(tiny_config, training.training_pairs(tiny_config), probe, progress=False)
     with pytest.raises(ValueError, match="on other pairs or another base"):
-        training.train(tiny_config, training.training_pairs(tiny_config, seed=5), probe,
-                       progress=False)
+        training.train(tiny_config, training.training_pairs(tiny_config.replace(seed=5)),
+                       probe, progress=False)
 
 
 def test_a_run_goes_on_under_another_name_of_its_folder_and_from_a_whole_checkpoint(tiny_config):
