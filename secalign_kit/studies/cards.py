@@ -40,9 +40,9 @@ def adapter_card(name: str, bundle: Bundle, n: int = 300) -> str:
         "place; \"unseen\" are kinds of frames that no training pair shows):",
         table(("attack", *places), rows),
         "## Recipe", f"```yaml\n{yaml}\n```", "## Limits",
-        f"Trained on injections {POSITIONS[recipe(name).position]} of the data. The attacks are\n"
-        "texts written beforehand, in a small generated world; nothing is claimed about attackers\n"
-        "who adapt, or about other models.",
+        f"Trained on injections {POSITIONS[recipe(name).position]} of the data.\n"
+        "The attacks are texts written beforehand, in a small generated world; nothing is claimed\n"
+        "about attackers who adapt, or about other models.",
     )
 
 
