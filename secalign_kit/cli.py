@@ -75,7 +75,7 @@ def _named(name: str) -> RunConfig:
 
 
 @command("the main job: insecure to secure, with a report", *CONFIG,
-         option("--n", type=int, help="attacked samples (default: all held-out ones)"))
+         option("--n", type=int, default=40, help="attacked samples (default: 40)"))
 def demo(arguments) -> None:
     from . import demo as job
     from .studies import summaries
