@@ -247,7 +247,7 @@ def pairs(arguments) -> None:
     if other := sorted(changes.keys() - set(read)):
         raise ValueError(f"--set {other[0]} changes no pair: only {', '.join(read)} do, and --n "
                          "and --seed")
-    config = _named(arguments.config).replace(**changes)
+    config = _named(arguments.config).replace(pairs="", **changes)  # a run's may name a folder
     if arguments.position:
         config = config.replace(position=arguments.position)
     dataset = stage.pairs_dataset(load_samples(arguments.samples), seed=arguments.seed,

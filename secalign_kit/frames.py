@@ -8,11 +8,11 @@ Training on a few fixed attacks at one place teaches a model those shapes and th
 drawn anew for every pair has no shape to learn; what all of them share is the slot they stand in.
 
 A frame has up to nine pieces before the payload and up to two after it: headings in random marks,
-bare marks, short sentences, labelled lines, numbers, and (before it, up to three) phrases of the
-other attacks. Their words come from the samples, from
-made-up words in several scripts, or from the sentences below. Made-up words begin with a doubled
-consonant, so that none is a word of a language. The kinds of frames in `data/unseen_frames.json`
-are kept for tests; `tests/test_frames.py` shows that none of them can be drawn here.
+bare marks, short sentences, labelled lines, numbers, and (before it) up to three phrases of other
+attacks. Their words come from the samples, from made-up words in several scripts, or from the
+sentences below. Made-up words begin with a doubled consonant, so that none is a word of a language.
+The kinds of frames in `data/unseen_frames.json` are kept for tests; `tests/test_frames.py` shows
+that none of them can be drawn here.
 
 Limits: the pieces are written without looking at the model; an attacker who searches for text that
 works (by gradient, say) is not among them.

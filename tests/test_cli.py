@@ -66,6 +66,15 @@ def test_pairs_are_made_by_a_recipe_and_its_changes(tmp_path):
     assert "frame" in kinds["demo"] and kinds["paper"] <= {"naive", "completion"}
 
 
+def test_pairs_are_made_as_it_was_asked_though_the_runs_own_were_loaded(tmp_path):
+    rows = [{"instruction": f"Say {n}.", "input": "text", "output": f"{n}"} for n in range(9)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    RunConfig(pairs="elsewhere").to_yaml(tmp_path / "run.yaml")
+    assert cli.main(["pairs", str(tmp_path / "alpaca.json"), str(tmp_path / "out"), "--config",
+                     str(tmp_path / "run.yaml"), "--set", "position=start"]) == 0
+    assert set(load_pairs(tmp_path / "out")["position"]) == {"start"}
+
+
 @pytest.mark.parametrize("change", ["n_pairs=2", "seed=1", "responses=self", "beta=0.2"])
 def test_pairs_refuse_a_setting_that_makes_none(tmp_path, change, capsys):
     rows = [{"instruction": f"Say {n}.", "input": "text", "output": f"{n}"} for n in range(3)]

@@ -127,7 +127,9 @@ def test_a_whole_run_ends_where_trls_ends(tiny_config, tmp_path):
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True, "four_bit": False},
                                     {"gradient_checkpointing": True, "four_bit": True},
                                     {"batch_size": 4, "accumulation": 2, "four_bit": False}])
-def test_settings_that_save_memory_change_rounding_only(tiny_config, tmp_path, change):
+def test_settings_that_save_memory_change_rounding_only(tiny_config, tmp_path, change,
+                                                        monkeypatch):
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)  # on every CPU alike
     probe = training.probe_pairs(tiny_config, "validation", 8)
     ends = []
     for changes in ({"four_bit": change["four_bit"]}, change):
