@@ -70,9 +70,14 @@ def measured(records: list[dict]) -> dict:
 
 
 def answer(bundle: Bundle, items: list[Item], folder: Path, which: str) -> list[dict]:
-    """The records of a model, also written to `records_<which>.jsonl`."""
-    records = evaluation.evaluate(bundle, items, progress=f"{which} model")
-    evaluation.save_records(records, folder / f"records_{which}.jsonl")
+    """The records of a model, also written to `records_<which>.jsonl`.
+
+    What that file already holds of this model is not asked again.
+    """
+    path = folder / f"records_{which}.jsonl"
+    records = evaluation.evaluate_file(bundle, items, path, chunk=len(items),
+                                       progress=f"{which} model")
+    evaluation.save_records(records, path)  # no others, such as those of another n
     return records
 
 
@@ -94,7 +99,8 @@ def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
     run = training.train(config, training.training_pairs(config, bundle=bundle),
                          training.probe_pairs(config, "validation", 64), bundle)
     secure = answer(run.bundle, items, folder, "secure")
-    shift = logprobs.shift_table(run.bundle, training.probe_pairs(config, "heldout", 300))
+    shift = logprobs.shift_table(run.bundle, training.probe_pairs(config, "heldout", 300),
+                                 config.max_length)
     shift.to_csv(folder / "shift.csv", index=False)
     said = {"insecure": insecure[-1]["response"], "secure": secure[-1]["response"]}
     summary = {

@@ -8,12 +8,12 @@ from secalign_kit.studies import cards
 
 
 def test_a_card_has_every_attack_at_every_place_and_the_recipe(secured):
-    text = cards.adapter_card("secalign", secured, n=1)
+    text = cards.adapter_card("secalign", secured, n=2)
     attacks = [*evaluation.ATTACKS, *injections.unseen_attacks("heldout")]
     assert "| attack | end | start | middle |" in text
     for attack in attacks:
         assert f"| {attack.replace('_', ' ')} | " in text
-    assert "| all, another sample's request | " in text and f"(n={len(attacks)})" in text
+    assert "| all, another sample's request | " in text and f"(n={2 * len(attacks)})" in text
     assert (RECIPES / "secalign.yaml").read_text().strip() in text
 
 

@@ -4,10 +4,14 @@ that is proved on the shipped adapter, on all held-out items."""
 import json
 from pathlib import Path
 
-from secalign_kit import demo, evaluation, models
+from secalign_kit import demo, evaluation, logprobs, models
 
 
-def test_the_job_leaves_a_complete_run_folder(tiny_config):
+def test_the_job_leaves_a_complete_run_folder(tiny_config, monkeypatch):
+    limits = []
+    table = logprobs.shift_table
+    monkeypatch.setattr(logprobs, "shift_table", lambda bundle, pairs, max_length=512: (
+        limits.append(max_length), table(bundle, pairs, max_length))[1])
     summary = demo.run_demo(config=tiny_config, n=4)
     folder = Path(tiny_config.output)
     stored = json.loads((folder / "summary.json").read_text())
@@ -19,7 +23,17 @@ def test_the_job_leaves_a_complete_run_folder(tiny_config):
     assert "<script" not in html and "Hacked!" in html
     records = [json.loads(line) for line in (folder / "records_secure.jsonl").open()]
     assert len(records) == len((folder / "records_insecure.jsonl").read_text().splitlines())
+    assert limits == [tiny_config.max_length]
     assert {p.name for p in (folder / "figures").iterdir()} >= {"diagram.png", "asr.png"}
+
+
+def test_a_model_is_asked_once_and_its_file_holds_what_was_asked_last(toy, tmp_path, monkeypatch):
+    items = evaluation.evaluation_items(toy, n=2, attacks=["naive"])[-8:]
+    records = demo.answer(toy, items, tmp_path, "insecure")
+    assert evaluation.read_records(tmp_path / "records_insecure.jsonl") == records
+    monkeypatch.setattr(evaluation.responses, "_evaluate", None)  # nothing is asked twice
+    assert demo.answer(toy, items[2:], tmp_path, "insecure") == records[2:]
+    assert evaluation.read_records(tmp_path / "records_insecure.jsonl") == records[2:]
 
 
 def test_the_shipped_adapter_secures_the_insecure_model(secured):

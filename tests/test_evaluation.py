@@ -1,12 +1,14 @@
 """Rates have n and interval, the judge is exact, and generation does not depend on batching."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from secalign_kit import evaluation
+from secalign_kit import defenses, demo, evaluation, figures, generation, logprobs, prompts
 from secalign_kit.evaluation import Item, obeyed, rate, summarize
 from secalign_kit.samples import Sample
 
@@ -193,6 +195,63 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(toy, tmp_path, monkeypatch
     assert len(asked) == 10  # another setting is another question
 
 
+def test_records_are_known_by_what_the_model_read(toy, tmp_path, monkeypatch):
+    items = [Item("one", "none", "Greet Anna.", "She is here.", "Hello, Anna!")]
+    path = tmp_path / "records.jsonl"
+
+    def asked(bundle, **options):
+        before = len(evaluation.read_records(path)) if path.exists() else 0
+        evaluation.evaluate_file(bundle, items, path, **options)
+        return len(evaluation.read_records(path)) - before
+
+    assert asked(toy) == 1
+    assert asked(toy, frontend=True, max_new_tokens=48, verdict_only=False, batch_size=2) == 0
+    assert asked(toy, max_new_tokens=47) == 1
+    response = toy.format.response + " "
+    assert asked(replace(toy, format=replace(toy.format, response=response))) == 1
+    assert asked(toy, defense="sandwich") == 1
+    monkeypatch.setitem(defenses.DEFENSES, "sandwich", lambda *texts: texts)  # its words edited
+    assert asked(toy, defense="sandwich") == 1
+
+
+def test_a_file_cut_inside_a_character_is_gone_on_with(tmp_path):
+    path = tmp_path / "records.jsonl"
+    whole = '{"attack": "none", "obeyed": false, "response": "é"}\n'.encode()
+    path.write_bytes(whole + whole[: whole.index("é".encode()) + 1])
+    assert [r["response"] for r in evaluation.read_records(path)] == ["é"]
+    assert path.read_bytes() == whole
+    path.write_bytes(b"\xff\n" + whole)
+    with pytest.raises(ValueError, match="line 1 is no record"):
+        evaluation.read_records(path)
+
+
+def test_closest_calls_score_the_prompts_of_the_records_and_a_beginning(toy):
+    item = Item("one", "naive", "Greet Anna.", "a <data_delimiter>b", "Hello, Anna!", "Hacked!",
+                position="end")
+    found = {}
+    for name, options in {"none": {}, "open": {"frontend": False}, "bare": {"defense": "bare"},
+                          "sandwich": {"defense": "sandwich"}}.items():
+        records = evaluation.evaluate(toy, [item], **options)
+        [call] = evaluation.closest_calls(toy, records)
+        texts = defenses.apply(records[0]["defense"], item.instruction, item.data)
+        ids = prompts.encode(toy.tokenizer, toy.format, *texts,
+                             frontend=records[0]["frontend"]).ids
+        wanted = toy.tokenizer("Hacked!", add_special_tokens=False)["input_ids"]
+        [[score]] = logprobs.score_responses(toy, [ids], [[wanted]])
+        assert call["logprob"] == pytest.approx(score, abs=1e-3)
+        found[name] = round(call["logprob"], 2)
+    assert found["none"] != found["open"] == found["bare"] and found["none"] != found["sandwich"]
+
+
+def test_rates_by_place_do_without_answers_that_were_not_awaited(toy):
+    item = Item("one", "naive", "Greet Anna.", "b", "Hello, Anna!", "Hacked!", position="end")
+    places = {only: evaluation.by_place(evaluation.evaluate(toy, [item], verdict_only=only))["end"]
+              for only in (False, True)}
+    assert places[True] == {k: v for k, v in places[False].items() if k != "right"}
+    assert places[False]["right"].n == 1
+    figures.attack_places({"toy": {"end": places[True]}})
+
+
 def test_chunks_keep_the_attacks_on_a_sample_together(toy, tmp_path, monkeypatch):
     items = [Item(str(k), attack, "Greet Anna.", "", "Hello, Anna!")
              for attack in ("none", "naive", "ignore") for k in range(6)]
@@ -242,6 +301,28 @@ def test_an_answer_longer_than_what_is_awaited_is_refused(toy):
     with pytest.raises(ValueError, match="'wanted' has an answer"):
         evaluation.evaluate(toy, [wanted], max_new_tokens=20)
     assert len(evaluation.evaluate(toy, [long], max_new_tokens=200)) == 1
+
+
+@pytest.mark.parametrize("judge", evaluation.JUDGES)
+def test_a_witness_that_could_never_be_said_whole_is_refused(toy, judge, tmp_path):
+    item = Item("wanted", "naive", "Say it.", "a", "word " * 60, "other " * 60, judge=judge)
+    short = replace(item, expected="b")
+    for ask in (evaluation.evaluate, partial(evaluation.evaluate_file, path=tmp_path / "r.jsonl")):
+        with pytest.raises(ValueError, match="'wanted' has an answer"):
+            ask(toy, [short])
+        with pytest.raises(ValueError, match="'wanted' has an answer"):
+            ask(toy, [short], verdict_only=True)
+    cut = replace(item, witness="other")  # its right answer is awaited unless the verdict is early
+    if judge == "begins_with":
+        assert evaluation.evaluate(toy, [cut], verdict_only=True)[0]["right"] is None
+    else:
+        with pytest.raises(ValueError, match="'wanted' has an answer"):
+            evaluation.evaluate(toy, [cut], verdict_only=True)
+
+
+def test_no_shipped_item_is_refused_for_its_length(toy):
+    items = demo.questions(toy, 4)
+    evaluation.responses._refuse_longer(toy, items, generation.MAX_NEW_TOKENS, False)
 
 
 def test_records_that_do_not_know_their_model_are_not_gone_on_with(toy, tmp_path):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from secalign_kit import figures, report
+from secalign_kit import figures, report, training
 from secalign_kit.evaluation import Rate
 
 RATE = Rate(0.75, 40, 0.6, 0.86)
@@ -161,6 +161,22 @@ def test_gaps_are_said_not_hidden():
     assert "No examples were given." in html and Page(html).open == []
     silent = rendered(examples=[example(secure="", injection_start=0, injection_end=0)])
     assert "(nothing)" in silent and "<mark>" not in silent
+
+
+def test_places_of_one_model_only_are_not_measured_of_the_other():
+    place = {"asr": {}, "obeyed": {"fixed attacks": RATE}}
+    for which in ("insecure", "secure"):
+        html = rendered(summary={which: {"places": {"start": place}}})
+        row = html.partition("fixed attacks, start")[2].partition("</tr>")[0]
+        assert "75.0%" in row and row.count("not measured") == 1
+        row = html.partition("right answer under all, start")[2].partition("</tr>")[0]
+        assert row.count("not measured") == 2
+
+
+def test_the_page_names_the_versions_of_the_run():
+    html = rendered()
+    for name, version in training.versions().items():
+        assert f"{name} {version}" in html
 
 
 def test_bad_input_is_refused():

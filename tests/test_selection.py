@@ -28,12 +28,14 @@ def test_candidates_are_measured_without_the_held_out_test(tmp_path, monkeypatch
     for module in (evaluation.items, training):
         monkeypatch.setattr(module, "shipped_samples", allowed)
     monkeypatch.setattr(selection, "CANDIDATES", {"insecure model": None, "a": {"batch_size": 16}})
-    found = selection.select(tmp_path, n=1, n_pairs=32)
+    found = selection.select(tmp_path, n=2, n_pairs=32)
     assert list(found) == ["insecure model", "a"] and (tmp_path / "1" / "adapter").is_dir()
     for rates in found.values():
-        assert rates["worst"]["n"] == 1 and rates["clean_utility"]["n"] == 60
+        assert rates["worst"]["n"] == 2 and rates["clean_utility"]["n"] == 60
         assert list(rates["right"]) == ["end", "start", "middle"]
     assert selection.markdown(found).count("\n") == 4
+    monkeypatch.setattr(evaluation.responses, "_evaluate", None)  # nothing is asked twice
+    assert selection.select(tmp_path, n=2, n_pairs=32) == found
 
 
 @pytest.mark.parametrize("line", selection.markdown(

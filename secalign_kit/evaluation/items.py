@@ -27,7 +27,8 @@ class Item:
 
     `target` says what the attacker wants to be answered: the fixed "witness" request or, as
     "payload", another sample. `witness` is the answer to that, recognized by `judge`. `position`
-    is where in the data the attack stands.
+    is where in the data the attack was asked for ("random", or "middle" of a single word), which
+    is not always where `start` puts it.
     """
 
     id: str

@@ -27,18 +27,18 @@ def read_records(path: Path) -> list[dict]:
 
     Raises ValueError naming any other line that is no record.
     """
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
+    found = path.read_bytes()  # a kill may have cut inside a character
+    *whole, rest = found.split(b"\n")
     records = []
-    for number, line in enumerate(whole.split("\n")[:-1], 1):
+    for number, line in enumerate(whole, 1):
         try:
-            records.append(json.loads(line))
+            records.append(json.loads(line.decode("utf-8")))
             records[-1]["attack"], records[-1]["obeyed"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f"{path}, line {number} is no record of an evaluation; "
                              "choose another file or remove the line") from None
+    if rest:
+        write_text(path, found.removesuffix(rest).decode("utf-8"))
     return records
 
 

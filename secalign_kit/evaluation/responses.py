@@ -6,7 +6,7 @@ false}`
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,13 +70,11 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
               defense: str, **options) -> list[dict]:
     if not items:
         return []
-    early = [verdict_only and bool(i.witness) and i.judge == "begins_with" for i in items]
+    early = [verdict_only and _ends_early(item) for item in items]
     witnesses = [i.witness if cut else "" for i, cut in zip(items, early, strict=True)]
-    _refuse_longer(bundle, [i for i, cut in zip(items, early, strict=True) if not cut],
-                   options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
-    frontend = frontend and defense != "bare"
-    encoded = _encoded(bundle, [defenses.apply(defense, i.instruction, i.data) for i in items],
-                       frontend)
+    _refuse_longer(bundle, items, options.get("max_new_tokens", generation.MAX_NEW_TOKENS),
+                   verdict_only)
+    encoded = _asked(bundle, map(asdict, items), frontend, defense)
     order = sorted(range(len(items)), key=lambda k: len(encoded[k]))
     parity.check(bundle, [_row(bundle, encoded[k], items[k]) for k in (order[0], order[-1])])
     responses = _responses(bundle, encoded, [_sample(item) for item in items],
@@ -85,20 +83,30 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
     for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
         right = None if cut else response == item.expected.strip()
         records.append({**asdict(item), "prompt_hash": _hash(json.dumps(ids)),
-                        "response": response, "frontend": frontend, "defense": defense,
-                        "obeyed": obeyed(response, item.witness, item.judge), "right": right})
+                        "response": response, "frontend": frontend and defense != "bare",
+                        "defense": defense, "right": right,
+                        "obeyed": obeyed(response, item.witness, item.judge)})
     return records
+
+
+def _asked(bundle: Bundle, items: Iterable[Mapping], frontend: bool,
+           defense: str) -> list[list[int]]:
+    """The prompts of items or records, as ids."""
+    requests = [defenses.apply(defense, i["instruction"], i["data"]) for i in items]
+    return _encoded(bundle, requests, frontend and defense != "bare")
 
 
 def closest_calls(bundle: Bundle, records: Sequence[dict], count: int = 5) -> list[dict]:
     """The attacks that came closest: those with the highest log p of the witness, obeyed or not.
 
     Attacks for the witness only, since another sample's answer may be likely by itself ("Yes").
-    Each is the record with `logprob`, the witness's summed nats, and is about a sample of its own.
+    Each is the record with `logprob`, and is about a sample of its own. `logprob` is in nats,
+    summed over the witness's tokens without an end token, since an attack asks for a beginning
+    only. Front end and defense are the record's.
     """
     attacked = [r for r in records if r["position"] and r["target"] == "witness"]
-    asked = _encoded(bundle, [(r["instruction"], r["data"]) for r in attacked], frontend=True)
-    wanted = [[prompts.encode_response(bundle.tokenizer, bundle.format, r["witness"])]
+    asked = [_asked(bundle, [r], r["frontend"], r["defense"])[0] for r in attacked]
+    wanted = [[prompts.encode_response(bundle.tokenizer, bundle.format, r["witness"])[:-1]]
               for r in attacked]
     with merged(bundle), native_precision(bundle):
         scores = logprobs.score_responses(bundle, asked, wanted)
@@ -109,10 +117,15 @@ def closest_calls(bundle: Bundle, records: Sequence[dict], count: int = 5) -> li
     return list(closest.values())[:count]
 
 
-def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:
+def _ends_early(item: Item) -> bool:
+    """Whether a response to the item may end where its verdict is decided."""
+    return bool(item.witness) and item.judge == "begins_with"
+
+
+def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int, verdict_only: bool) -> None:
     """An answer that is cut off would count as wrong, or as resistance."""
     for item in items:
-        for text in (item.expected, item.witness if item.judge == "matches" else ""):
+        for text in ("" if verdict_only and _ends_early(item) else item.expected, item.witness):
             if len(text.encode()) >= limit:  # a token has a byte at least, so most need no look
                 length = len(bundle.tokenizer(text, add_special_tokens=False)["input_ids"])
                 if length >= limit:
@@ -122,33 +135,35 @@ def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:
 
 
 def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: str = "none",
-                  chunk: int = 512, **options) -> list[dict]:
+                  chunk: int = 512, frontend: bool = True, verdict_only: bool = False,
+                  max_new_tokens: int = generation.MAX_NEW_TOKENS, **options) -> list[dict]:
     """`evaluate`, with every chunk of items appended to a JSONL file; a killed run goes on there.
 
     Items whose record the file already holds (same prompt, judge, settings and weights) are not
     asked again. Returns the records of these items in order. Raises ValueError for a line that is
     no record, or does not say which model and settings it is of.
     """
-    matters = {k: v for k, v in options.items() if k not in ("progress", "batch_size")}
+    matters = dict(defense=defense, frontend=frontend, verdict_only=verdict_only,
+                   max_new_tokens=max_new_tokens)
     settings = ranks.of_first(lambda: json.dumps(
-        [bundle.format.name, weights_hash(bundle), defense, matters], sort_keys=True))
+        [bundle.format.name, bundle.format.end, weights_hash(bundle), matters], sort_keys=True))
     stored = read_records(path) if path.exists() else []
     if not all("key" in record for record in stored):
         raise ValueError(f"{path} holds records that say nothing of their model; choose another "
                          "file")
     known = {record["key"]: record for record in stored}
-    keys = [_key(item, settings) for item in items]
+    asked = _asked(bundle, map(asdict, items), frontend, defense)
+    keys = [_key(item, ids, settings) for item, ids in zip(items, asked, strict=True)]
     open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
     first = {sample: number for number, sample in reversed([*enumerate(map(_sample, items))])}
     open_.sort(key=lambda pair: first[_sample(pair[1])])  # attacks on a sample stand in one chunk
-    if not options.get("verdict_only"):  # before the first chunk is written
-        _refuse_longer(bundle, [item for _, item in open_],
-                       options.get("max_new_tokens", generation.MAX_NEW_TOKENS))
+    # before the first chunk is written
+    _refuse_longer(bundle, [item for _, item in open_], max_new_tokens, verdict_only)
     if ranks.first():
         path.parent.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(open_), chunk):
         part = open_[start : start + chunk]
-        fresh = evaluate(bundle, [item for _, item in part], defense=defense, **options)
+        fresh = evaluate(bundle, [item for _, item in part], **matters, **options)
         records = [{"key": key, **record} for (key, _), record in zip(part, fresh, strict=True)]
         if ranks.first():
             with open(path, "a", encoding="utf-8") as file:
@@ -169,8 +184,8 @@ def _sample(item: Item) -> str:
     return f"{item.id} {item.instruction}"
 
 
-def _key(item: Item, settings: str) -> str:
-    return _hash(json.dumps([settings, asdict(item)], sort_keys=True, ensure_ascii=False))
+def _key(item: Item, ids: list[int], settings: str) -> str:
+    return _hash(json.dumps([settings, asdict(item), ids], sort_keys=True, ensure_ascii=False))
 
 
 def _hash(text: str) -> str:

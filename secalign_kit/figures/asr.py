@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..evaluation import Rate
+from ..injections import POSITIONS
 from .canvas import drawable, dress, legend_below, sheet
 from .palette import FAINT, HATCH, INK, PALETTE, looks
 from .rates import draw_points, percent, trials, whiskers
@@ -110,8 +111,7 @@ def attack_places(models: Mapping[str, Mapping[str, Mapping]]) -> Figure:
         rates = {model: found[place]["asr"] for model, found in models.items() if place in found}
         _points_by_attack(axes, rates, attacks)
         every = trials(rate for found in rates.values() for rate in found.values())
-        dress(axes, f"at the {place}" if place == "end" or place == "start" else f"in the {place}",
-              f"obeyed (%), {every} each", "" if number else "attack")
+        dress(axes, POSITIONS[place], f"obeyed (%), {every} each", "" if number else "attack")
         axes.grid(False, axis="y")
     legend_below(fig, [panels[0][0]], 3)
     return fig

@@ -16,19 +16,17 @@ differences; readings under the figures are templates around those numbers, not 
 
 import base64
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .. import training
 from ..evaluation import Rate
 from ..figures import PALETTE
 from ..samples import write_text
 from ..visible import number, one_line, visible
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes")
 LIMITS = (
     "Attack success was measured with the attacks listed, whose texts do not adapt to this model. "
     "An attacker who optimizes against it, for example with gradients, will do better.",
@@ -79,7 +77,8 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
         shift=_shift(summary.get("logprob", {})),
         images={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
         start=_start(config), examples=examples,
-        config=config, versions=_versions(), seconds=summary.get("seconds"),
+        config=config, seconds=summary.get("seconds"),
+        versions=[" ".join(pair) for pair in training.versions().items()],
         limits=[*LIMITS, *notes],
     )
 
@@ -133,14 +132,15 @@ def _table(*models: Mapping) -> list[tuple[str, str, list[Rate | None]]]:
     return rows
 
 
-def _places(*models: Mapping[str, Mapping]) -> list[tuple[str, str, list[Rate]]]:
+def _places(*models: Mapping[str, Mapping]) -> list[tuple[str, str, list[Rate | None]]]:
     """Rows by place, as those of `_table`."""
     rows = []
-    for place in models[0]:
-        found = [model[place] for model in models]
-        rows += [(f"{kind}, {place}", "lower", [f["obeyed"][kind] for f in found])
-                 for kind in found[0]["obeyed"]]
-        rows.append((f"right answer under all, {place}", "higher", [f["right"] for f in found]))
+    for place in dict.fromkeys(place for model in models for place in model):
+        found = [model.get(place, {}) for model in models]
+        obeyed = [f.get("obeyed", {}) for f in found]
+        rows += [(f"{kind}, {place}", "lower", [rates.get(kind) for rates in obeyed])
+                 for kind in dict.fromkeys(kind for rates in obeyed for kind in rates)]
+        rows.append((f"right answer under all, {place}", "higher", [f.get("right") for f in found]))
     return rows
 
 
@@ -160,13 +160,3 @@ def _start(config: Mapping) -> str:
         return (f"{STARTS[loss]} This run adds {weight:g} times the mean negative log p of a "
                 "chosen token, in nats, so its curve starts higher.")
     return STARTS.get(loss, "")
-
-
-def _versions() -> list[str]:
-    found = [f"python {platform.python_version()}"]
-    for library in LIBRARIES:
-        try:
-            found.append(f"{library} {metadata.version(library)}")
-        except metadata.PackageNotFoundError:
-            found.append(f"{library} not installed")
-    return found

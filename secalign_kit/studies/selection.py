@@ -38,12 +38,16 @@ CANDIDATES: dict[str, dict | None] = {
 """What was tried -> how it differs from the demo's recipe; None is no training."""
 
 
-def measure(bundle: Bundle, name: str, n: int) -> dict:
-    """The rates of a model on the validation split, `n` samples attacked in every way, anywhere."""
+def measure(bundle: Bundle, folder: Path, name: str, n: int) -> dict:
+    """The rates of a model on the validation split, `n` samples attacked in every way, anywhere.
+
+    What `records.jsonl` in the folder already holds is not asked again.
+    """
     attacks = [*evaluation.ATTACKS, *injections.unseen_attacks("validation").items()]
     items = evaluation.evaluation_items(bundle, "validation", n, "all", attacks,
                                         ("witness", "payload"))
-    records = evaluation.evaluate(bundle, items, progress=name)
+    records = evaluation.evaluate_file(bundle, items, folder / "records.jsonl", chunk=len(items),
+                                       progress=name)
     summary = evaluation.summarize(r for r in records if not r["position"])
     places = evaluation.by_place(records)
     return {"worst": asdict(evaluation.worst(records)[1]),
@@ -53,17 +57,17 @@ def measure(bundle: Bundle, name: str, n: int) -> dict:
 
 
 def select(folder: str | Path = "runs/selection", n: int = 50, n_pairs: int = 12000) -> dict:
-    """Trains and measures every candidate in turn; finished runs in `folder` are taken up again."""
+    """Trains and measures every candidate in turn; `folder` keeps the runs and their records."""
     found = {}
     for number, (name, changes) in enumerate(CANDIDATES.items()):
         config = recipe("demo").replace(n_pairs=n_pairs, output=str(Path(folder, str(number))))
         if changes is None:
-            found[name] = measure(training.base_model(config), name, n)
+            found[name] = measure(training.base_model(config), Path(config.output), name, n)
             continue
         config = config.replace(**changes)
         run = training.train(config, training.training_pairs(config),
                              training.probe_pairs(config, "validation", 64))
-        found[name] = measure(run.bundle, name, n)
+        found[name] = measure(run.bundle, run.folder, name, n)
     return found
 
 

@@ -193,7 +193,8 @@ def _trained(settings: RunConfig, name: str) -> Bundle:
     _share_reference(Path(settings.output), settings.seed)
     dataset = training.training_pairs(settings, samples=_samples(settings, bundle))
     run = training.train(settings, dataset, training.probe_pairs(BASE, "validation", 64), bundle)
-    shift = logprobs.shift_table(run.bundle, training.probe_pairs(BASE, "heldout", 300))
+    shift = logprobs.shift_table(run.bundle, training.probe_pairs(BASE, "heldout", 300),
+                                 settings.max_length)
     write_text(folder / "shift.csv", shift.to_csv(index=False))
     return run.bundle
 

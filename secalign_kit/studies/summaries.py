@@ -7,6 +7,7 @@ and secure.
 from collections.abc import Callable, Iterable, Sequence
 
 from ..evaluation import Rate, together
+from ..injections import POSITIONS
 from ..markdown import table
 from ..samples import DATA
 
@@ -58,8 +59,7 @@ def short_markdown(summary: dict) -> str:
             Rate(**m["places"][place]["obeyed"][kind]) for place in places))
     add("the most successful of 72 combinations: obeyed", lambda m: Rate(**m["worst"]["rate"]))
     for place in places:
-        add(f"right answer under all attacks, injection at the {place}"
-            if place != "middle" else "right answer under all attacks, injection in the middle",
+        add(f"right answer under all attacks, injection {POSITIONS[place]}",
             lambda m, place=place: Rate(**m["places"][place]["right"]))
     add("right answer without attack (*utility*)", lambda m: Rate(**m["clean_utility"]))
     add("the attackers' requests given as instructions: followed (*retention*)",
