@@ -91,10 +91,10 @@ def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
     began = time.perf_counter()
     config = config or recipe("demo")
     training.refuse_other_run(config)  # before its records would be overwritten
+    bundle = training.base_model(config)
+    items = questions(bundle, n)  # may refuse, before anything is written
     folder = Path(config.output)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    bundle = training.base_model(config)
-    items = questions(bundle, n)
     insecure = answer(bundle, items, folder, "insecure")
     run = training.train(config, training.training_pairs(config, bundle=bundle),
                          training.probe_pairs(config, "validation", 64), bundle)

@@ -304,6 +304,8 @@ def load_attacks(path: str | os.PathLike) -> dict[str, Attack]:
     Names are the file's stem and a number. Raises ValueError, naming the entry, for anything else.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give a JSON list of templates")
     try:
         templates = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -4,6 +4,8 @@ that is proved on the shipped adapter, on all held-out items."""
 import json
 from pathlib import Path
 
+import pytest
+
 from secalign_kit import demo, evaluation, logprobs, models
 
 
@@ -34,6 +36,13 @@ def test_a_model_is_asked_once_and_its_file_holds_what_was_asked_last(toy, tmp_p
     monkeypatch.setattr(evaluation.responses, "_evaluate", None)  # nothing is asked twice
     assert demo.answer(toy, items[2:], tmp_path, "insecure") == records[2:]
     assert evaluation.read_records(tmp_path / "records_insecure.jsonl") == records[2:]
+
+
+def test_a_number_of_samples_that_is_refused_leaves_no_folder(tiny_config, tmp_path):
+    config = tiny_config.replace(output=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="at least one sample"):
+        demo.run_demo(config, n=0)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_shipped_adapter_secures_the_insecure_model(secured):

@@ -273,6 +273,8 @@ def test_a_wrong_file_of_templates_is_refused(tmp_path, text, message):
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_attacks(tmp_path / "mine.json")
+    with pytest.raises(ValueError, match="yours.json is not a file"):
+        load_attacks(tmp_path / "yours.json")
 
 
 def test_closing_adds_a_full_stop_only_to_an_open_sentence():
