@@ -63,7 +63,7 @@ app: $(STAMP)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
 
-# make summaries: the demo with three seeds, for the tables of the documents (about 45 minutes)
+# make summaries: the demo with three seeds, for the tables of the documents (half an hour)
 summaries: $(STAMP)
 	for seed in 0 1 2; do \
 	  $(BIN)/secalign-kit demo --n 300 --set seed=$$seed --output runs/summaries/$$seed || exit 1; \
