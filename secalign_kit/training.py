@@ -59,7 +59,7 @@ from trl import DPOConfig, DPOTrainer
 
 from . import generation, models, pairs, parity, preference, ranks, shared_prefix
 from .config import RunConfig
-from .logprobs import as_pair, encode_pairs, score_pairs
+from .logprobs import as_pair, encode_pair, encode_pairs, score_pairs  # noqa: F401 (as in 0.1.0)
 from .models import Bundle
 from .preference import PairScores, dpo_loss
 from .samples import Sample, shipped_samples, write_text
