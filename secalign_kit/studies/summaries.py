@@ -4,7 +4,7 @@ One datum: `clean utility    100.0% [99.4, 100.0] (n=596)    99.8% [99.1, 100.0]
 and secure.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from ..evaluation import Rate, together
 from ..injections import POSITIONS
@@ -41,13 +41,20 @@ def _rate(found: dict, keys: Iterable[str]) -> Rate:
     return Rate(**found)
 
 
+def _shifts(summary: dict) -> list[tuple[str, float, float]]:
+    """Words, before and after, in nats, of both sides."""
+    return [(f"mean log p({side}), nats", *(summary["logprob"][side][when]
+                                            for when in ("before", "after")))
+            for side in ("chosen", "rejected")]
+
+
 def short_markdown(summary: dict) -> str:
     """The README's table: one run, attacks of a kind pooled over all places."""
     models = [summary[which] for which in ("insecure", "secure")]
     rows: list[tuple[str, list[Rate]]] = []
 
-    def add(words: str, rate_of: Callable[[dict], Rate]) -> None:
-        rows.append((words, [rate_of(model) for model in models]))
+    def add(words: str, *keys: str) -> None:
+        rows.append((words, [_rate(model, keys) for model in models]))
 
     places = list(models[0]["places"])
     for kind, words in {
@@ -55,21 +62,18 @@ def short_markdown(summary: dict) -> str:
             "unseen frames": "seven kinds of unseen frames, the same word: obeyed",
             "another sample's request": "all twelve with another sample's request: obeyed"
             }.items():
-        add(words, lambda m, kind=kind: together(
-            Rate(**m["places"][place]["obeyed"][kind]) for place in places))
-    add("the most successful of 72 combinations: obeyed", lambda m: Rate(**m["worst"]["rate"]))
+        rows.append((words, [together(_rate(model, ("places", place, "obeyed", kind))
+                                      for place in places) for model in models]))
+    add("the most successful of 72 combinations: obeyed", "worst", "rate")
     for place in places:
         add(f"right answer under all attacks, injection {POSITIONS[place]}",
-            lambda m, place=place: Rate(**m["places"][place]["right"]))
-    add("right answer without attack (*utility*)", lambda m: Rate(**m["clean_utility"]))
-    add("the attackers' requests given as instructions: followed (*retention*)",
-        lambda m: Rate(**m["retention"]))
+            "places", place, "right")
+    add("right answer without attack (*utility*)", "clean_utility")
+    add("the attackers' requests given as instructions: followed (*retention*)", "retention")
     cells: list[tuple] = [(words, f"{found[0].n:,}", *(rate.interval() for rate in found))
                           for words, found in rows]
-    for side in ("chosen", "rejected"):
-        shift = summary["logprob"][side]
-        cells.append((f"mean log p({side}), nats", summary["logprob_pairs"],
-                      f"{shift['before']:.2f}", f"{shift['after']:.2f}"))
+    cells += [(words, summary["logprob_pairs"], f"{before:.2f}", f"{after:.2f}")
+              for words, before, after in _shifts(summary)]
     return table(("held-out test", "n", "insecure", "secure"), cells) + "\n"
 
 
@@ -77,10 +81,8 @@ def table_lines(summary: dict) -> list[str]:
     """The result as text: one line per measure, insecure and secure with n and interval."""
     lines = [f"{'':40} {'insecure':30} secure"]
     lines += [f"{words:40} {before!s:30} {after[0]}" for words, before, after in _rows([summary])]
-    for side in ("chosen", "rejected"):
-        shift = summary["logprob"][side]
-        lines.append(f"{f'mean log p({side}), nats':40} {shift['before']:<30.2f} "
-                     f"{shift['after']:.2f}")
+    lines += [f"{words:40} {before:<30.2f} {after:.2f}"
+              for words, before, after in _shifts(summary)]
     worst = (f"{which}: {summary[which]['worst']['attack']}" for which in ("insecure", "secure"))
     return [*lines, f"the worst of all is {'; '.join(worst)}"]
 
@@ -92,11 +94,9 @@ def markdown(summaries: Sequence[dict]) -> str:
         (words, after[0].n, before.interval(), after[0].interval(),
          ", ".join(f"{rate.value:.1%}" for rate in after[1:]))
         for words, before, after in _rows(summaries)]
-    for side in ("chosen", "rejected"):
-        before, after = (first["logprob"][side][when] for when in ("before", "after"))
-        rows.append((f"mean log p({side}), nats", first["logprob_pairs"], f"{before:.2f}",
-                     f"{after:.2f}", ", ".join(f"{o['logprob'][side]['after']:.2f}"
-                                               for o in others)))
+    for (words, before, after), *rest in zip(*map(_shifts, summaries), strict=True):
+        rows.append((words, first["logprob_pairs"], f"{before:.2f}", f"{after:.2f}",
+                     ", ".join(f"{later:.2f}" for *_, later in rest)))
     same = ("the same" if o["diagram"] == first["diagram"] else "another" for o in others)
     rows.append(("the diagram's example", 1,
                  *(f"`{first['diagram'][which]}`" for which in ("insecure", "secure")),
