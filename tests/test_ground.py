@@ -16,7 +16,7 @@ import secalign_kit
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["visible", "markdown", "samples", "config", "injections", "frames", "pairs",
-         "tokenization", "prompts", "chat_format", "adapters", "budget", "ranks", "models",
+         "tokenization", "prompts", "chat_format", "adapters", "budget", "ranks", "fetch", "models",
          "preference", "shared_prefix", "generation", "logprobs", "parity", "training", "defenses",
          "evaluation", "figures", "report", "demo", "studies", "toy", "widgets", "cli", "__main__"]
 STORY = re.findall(r"^    (\w+)  +\w", secalign_kit.__doc__, re.M)  # as the kit tells it

@@ -254,6 +254,27 @@ def test_nothing_is_merged_into_a_head_that_is_the_embedding_too():
         assert torch.equal(logits(bundle), apart)
 
 
+def test_an_adapter_merged_at_loading_is_the_adapter(tmp_path):
+    secure = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+    merged = models.load("toy+secalign", four_bit=False)
+    assert merged.adapter is None and not hasattr(merged.model, "peft_config")
+    assert torch.allclose(logits(merged), logits(secure), atol=1e-3)
+    assert not torch.allclose(logits(merged), logits(models.load("toy", four_bit=False)), atol=1e-1)
+    with pytest.raises(ValueError, match="four_bit false"):
+        models.load("toy+secalign")
+
+
+def test_a_cpu_with_native_bf16_keeps_a_checkpoint_in_bf16(tmp_path, monkeypatch):
+    path = kinds.folder_of(tmp_path, kinds.llama3())
+    monkeypatch.setitem(models.PRESETS, "tiny", models.Preset(path, "chat", None))
+    assert models.load("tiny", four_bit=False, device="cpu").model.dtype == torch.float32
+    LlamaForCausalLM.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(models, "has_bf16", lambda device, native=native: native)
+        bundle = models.load("tiny", four_bit=False, device="cpu")
+        assert bundle.model.dtype == dtype and models.multiplies_in_bf16(bundle) == native
+
+
 def test_nothing_is_merged_into_4_bit_weights_or_while_the_adapter_is_off(monkeypatch):
     monkeypatch.setattr(models, "EXPANDED", 0)
     packed = models.load("toy", adapter=models.ADAPTERS["secalign"])
@@ -287,7 +308,8 @@ def gguf_file(path, tokenizer):
     writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     writer.add_token_types([3 if i in added else 1 for i in range(len(tokenizer))])
     writer.add_token_merges([" ".join(pair) for pair in state["merges"]])
-    writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(tokenizer.chat_template)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
