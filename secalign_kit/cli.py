@@ -14,7 +14,7 @@ from pathlib import Path
 from . import ranks
 from .config import MAKING, PAIR_POSITIONS, RunConfig, recipe, recipes
 from .injections import POSITIONS
-from .samples import load_samples, write_text
+from .samples import Sample, load_samples, write_text
 
 COMMANDS: dict[str, tuple] = {}
 """Name -> (what it does, in words; its options; the function)."""
@@ -39,12 +39,20 @@ def listed(text: str) -> list[str]:
     return text.split(",")
 
 
+def named(text: str) -> dict[str, str]:
+    """`"a=b,c=d"` as a dictionary."""
+    return dict(part.partition("=")[::2] for part in text.split(","))
+
+
 SET = dict(action="append", default=[], metavar="NAME=VALUE")
 CONFIG = (
     option("--config", default="demo", help="a recipe, a variant of the ledger, or a YAML file"),
     option("--set", **SET, help="change one setting, e.g. beta=0.2; may be repeated"),
     option("--output", help="the run's folder"),
 )
+COLUMNS = option("--columns", type=named, metavar="FIELD=COLUMN,...",
+                 help="the file's own names, as instruction=question,data=passage,answer=gold "
+                      "(default: recognized)")
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -154,7 +162,8 @@ def _rates(records: list[dict]) -> Iterator[str]:
     option("--format", help="prompt format (default: the preset's, or the chat template's)"),
     option("--split", default="heldout", choices=("validation", "heldout")),
     option("--samples", metavar="FILE",
-           help="attack these samples (any Alpaca-shaped file) instead of the kit's own"),
+           help="attack these samples instead of the kit's own: JSON, JSON lines, CSV, Parquet"),
+    COLUMNS,
     option("--n", type=int, help="attacked samples"),
     option("--position", default="end", choices=(*POSITIONS, "all"),
            help="where in the data the attacks stand; all: at the end, the start, in the middle"),
@@ -184,7 +193,7 @@ def _rates(records: list[dict]) -> Iterator[str]:
 def evaluate(arguments) -> None:
     from . import defenses, evaluation, injections, models
 
-    samples = load_samples(arguments.samples) if arguments.samples else None
+    samples = _samples(arguments) if arguments.samples else None
     witness = injections.witness(arguments.witness) if arguments.witness else None
     bundle = models.load(arguments.model, four_bit=arguments.four_bit, format=arguments.format,
                          adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter))
@@ -192,7 +201,7 @@ def evaluate(arguments) -> None:
         bundle, arguments.split, arguments.n, arguments.position,
         _attacks(arguments.attacks, arguments.split), arguments.targets, arguments.judge, samples,
         witness)
-    items = evaluation.shard(items, arguments.shard)
+    items = _askable(bundle, evaluation.shard(items, arguments.shard), arguments)
     names = list(defenses.DEFENSES) if arguments.defenses == ["all"] else arguments.defenses
     for name in names:
         options = dict(defense=name, frontend=arguments.frontend,
@@ -234,8 +243,26 @@ def ledger(arguments) -> None:
               f"    here:   {entry.ours}\n    {entry.why}")
 
 
-@command("make preference pairs from an Alpaca-shaped file",
-         option("samples"), option("folder"), option("--n", type=int),
+def _samples(arguments) -> list[Sample]:
+    """The samples of a file, by the columns that the user named, if any."""
+    return load_samples(arguments.samples, arguments.columns)
+
+
+def _askable(bundle, items: list, arguments) -> list:
+    """The items that can be asked and judged; what cannot is said."""
+    from . import evaluation
+
+    kept, notes = evaluation.askable(bundle, items, arguments.max_new_tokens,
+                                     frontend=arguments.frontend)
+    for note in notes:
+        print(f"secalign-kit: {note}", file=sys.stderr)
+    if not any(item.attack not in ("none", "retention", "fidelity") for item in kept):
+        raise ValueError("no attack is left; give shorter samples, or a model with more positions")
+    return kept
+
+
+@command("make preference pairs from a file of samples: JSON, JSON lines, CSV or Parquet",
+         option("samples"), option("folder"), COLUMNS, option("--n", type=int),
          option("--seed", type=int, default=0), *CONFIG[:2],
          option("--position", choices=PAIR_POSITIONS,
                 help="short for --set position=..."))
@@ -250,9 +277,12 @@ def pairs(arguments) -> None:
     config = _named(arguments.config).replace(pairs="", **changes)  # a run's may name a folder
     if arguments.position:
         config = config.replace(position=arguments.position)
-    dataset = stage.pairs_dataset(load_samples(arguments.samples), seed=arguments.seed,
-                                  n=arguments.n, **{name: getattr(config, name) for name in read})
+    samples = _samples(arguments)
+    dataset = stage.pairs_dataset(samples, seed=arguments.seed, n=arguments.n,
+                                  **{name: getattr(config, name) for name in read})
     stage.save_pairs(dataset, arguments.folder, source=Path(arguments.samples).name)
+    if empty := sum(not sample.answer.strip() for sample in samples):
+        print(f"{empty} of {len(samples)} samples have no answer and are left out")
     print(f"{len(dataset)} pairs: {arguments.folder}")
 
 
@@ -305,11 +335,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _remark(message, *where, **also) -> None:
+    """A warning as one line."""
+    print(f"secalign-kit: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; bad input ends in one sentence and exit code 2."""
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours tell more
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to one another
+    warnings.showwarning = _remark
     rank = int(os.environ.get("RANK", "0"))
     try:
         if ranks.launched() > 1 and arguments.command not in ("train", "evaluate"):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig
 
 from . import shared_prefix
-from .models import Bundle, insecure
+from .models import Bundle, insecure, refuse_beyond
 from .prompts import encode
 from .samples import Sample
 
@@ -45,11 +45,13 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
     """Greedy ids for each prompt (ids), in order, without the end token.
 
     Prompts with the same key (such as the sample they attack) share the computation of their common
-    start where that saves at least `pays` tokens a prompt. Raises ValueError for an empty prompt.
+    start where that saves at least `pays` tokens a prompt. Raises ValueError for an empty prompt,
+    and for one that with its response is longer than the model's positions.
     """
     empty = [number for number, ids in enumerate(prompts) if not len(ids)]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
+    refuse_beyond(bundle, (len(ids) + max_new_tokens for ids in prompts))
     responses: list[list[int]] = [[] for _ in prompts]
     bar = tqdm(total=len(prompts), desc=progress, disable=not progress, leave=False)
     if shared_prefix.sharing(bundle.model).caches:

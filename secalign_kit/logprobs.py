@@ -16,7 +16,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from . import prompts, shared_prefix
-from .models import Bundle, insecure
+from .models import Bundle, insecure, refuse_beyond
 
 
 def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, rejected: str) -> dict:
@@ -32,22 +32,23 @@ def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, reject
 def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict]:
     """`encode_pair` of every pair, none of them cut.
 
-    Raises ValueError naming the first pairs that are longer than `max_length` tokens: a cut prompt
-    loses its instruction, a cut response its end.
+    Raises ValueError naming the first pairs that are longer than `max_length` tokens (a cut prompt
+    loses its instruction, a cut response its end), or than the model's positions.
     """
-    rows, long = [], []
-    for number, pair in enumerate(dataset):
+    rows, lengths = [], []
+    for pair in dataset:
         responses = (pair[side][0]["content"] for side in ("chosen", "rejected"))
         row = encode_pair(bundle, *prompts.messages_to_parts(pair["prompt"]), *responses)
         prompt, chosen, rejected = map(len, as_pair(row))
-        if prompt + max(chosen, rejected) > max_length:
-            long.append(number)
         rows.append(row)
+        lengths.append(prompt + max(chosen, rejected))
+    long = [number for number, length in enumerate(lengths) if length > max_length]
     if long:
         raise ValueError(
             f"{len(long)} of {len(rows)} pairs are longer than max_length={max_length} tokens "
             f"(first: row {long[0]}); raise max_length or drop these pairs, none is cut silently"
         )
+    refuse_beyond(bundle, lengths, "pair")
     return rows
 
 
@@ -126,12 +127,14 @@ def score_responses(bundle: Bundle, prompts: Sequence[Sequence[int]],
     """Summed log p in nats of any number of responses (ids) to each prompt (ids).
 
     Each prompt is read once, its cache serves all its responses. Raises ValueError for a prompt of
-    fewer than two tokens or an empty response.
+    fewer than two tokens, an empty response, or one beyond the model's positions.
     """
     if any(len(prompt) < 2 for prompt in prompts):
         raise ValueError("a prompt has fewer than two tokens; give its delimiters too")
     if not all(len(response) for group in responses for response in group):
         raise ValueError("a response has no tokens; give at least its end token")
+    refuse_beyond(bundle, (len(prompt) + max(map(len, group), default=0)
+                           for prompt, group in zip(prompts, responses, strict=True)))
     order = sorted((k for k in range(len(prompts)) if responses[k]), key=lambda k: len(prompts[k]))
     scores: list[list[float]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):

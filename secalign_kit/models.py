@@ -11,9 +11,11 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,25 @@ PRESETS = {
     "llama3-8b": Preset("meta-llama/Meta-Llama-3-8B-Instruct", "llama3", _LLAMA_8B, gated=True),
     "llama3.1-8b": Preset("meta-llama/Llama-3.1-8B-Instruct", "chat", _LLAMA_8B, gated=True),
 }
+
+
+def refuse_beyond(bundle: "Bundle", lengths: Iterable[int], what: str = "prompt") -> None:
+    """Raises ValueError for the first of these numbers of tokens that the model has no place for.
+
+    A model reads on beyond its positions, and what it answers then means nothing.
+    """
+    limit = positions(bundle)
+    for number, length in enumerate(lengths):
+        if length > limit:
+            raise ValueError(f"{what} {number} takes {length:,} tokens with its response and model "
+                             f"{bundle.name!r} has {limit:,} positions; leave it out, shorten it, "
+                             "or choose a model with more")
+
+
+def positions(bundle: "Bundle") -> float:
+    """The longest sequence in tokens that the model was built for; infinite if it says none."""
+    found = getattr(bundle.model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else math.inf
 
 
 def shape_of(name: str) -> Shape:

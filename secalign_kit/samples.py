@@ -9,9 +9,12 @@ an Alpaca file is as good as whoever wrote it.
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+from . import files
 
 SPLITS = ("train", "validation", "heldout")
 
@@ -49,29 +52,40 @@ DINOSAUR_PAYLOAD = Sample(
 
 _NAMES = tuple(field.name for field in fields(Sample))
 _ALPACA = {"instruction": "instruction", "data": "input", "answer": "output"}
+_DOLLY = {"instruction": "instruction", "data": "context", "answer": "response"}
+_CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # ShareGPT's last
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "answer",
+          "gpt": "answer"}
+NO_DATA = ("", "<noinput>", "nan", "none", "null", "n/a")
+"""What files write for "this instruction has no data", in any case."""
 
 
-def load_samples(path: str | os.PathLike) -> list[Sample]:
-    """Samples of a `.jsonl` file (our field names) or a `.json` file (an Alpaca-shaped list).
+def load_samples(path: str | os.PathLike, columns: Mapping[str, str] | None = None
+                 ) -> list[Sample]:
+    """Samples of a JSON, JSON lines, CSV or Parquet file (`files.rows`), gzipped or not.
 
-    jsonl rows hold instruction, data, answer, family, id; all but the instruction may be absent.
-    Alpaca rows hold instruction, input (may be absent), output; other keys are ignored, and
-    surrounding whitespace is removed because model-written answers often start with blank lines.
-    They may also stand one a line, as `.jsonl`. A sample without an id gets `<file stem>-<row
-    number from 0>`.
+    `columns` says which column is our field, as `{"instruction": "question", "data": "passage",
+    "answer": "gold"}`. Without it the layout is recognized: ours (instruction, data, answer,
+    family, id), Alpaca's (instruction, input, output), Dolly's (instruction, context, response),
+    chats of one turn (`messages`, or ShareGPT's `conversations`): the system turn is the
+    instruction and the user's the data, or the user's the instruction where it is alone. Other
+    layouts than ours may have further columns, and lose whitespace around texts, because
+    model-written answers often begin with blank lines. A sample without an id gets
+    `<file's name>-<row number from 0>`.
 
-    Raises ValueError that names file, row and field if a row cannot be read.
+    Data such as `NO_DATA`, in other layouts than ours, are taken as none, with a warning that
+    counts them. Raises ValueError that names file, row and field if a row cannot be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; give a .jsonl or an Alpaca-shaped .json file.")
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return [_from_alpaca(row, path, n) if _is_alpaca(row) else _from_row(row, path, n)
-                for n, row in _jsonl_rows(path)]
-    if suffix == ".json":
-        return [_from_alpaca(row, path, n) for n, row in enumerate(_json_list(path))]
-    raise ValueError(f"{path} ends in {path.suffix!r}; save it as .jsonl or .json.")
+    path, rows = Path(path), list(files.rows(Path(path)))
+    if columns is not None:
+        _refuse_columns(columns, [row for _, row in rows if isinstance(row, dict)], path)
+    found = [_sample(row, where, columns) for where, row in rows]
+    if none := [said for _, said in found if said]:
+        warnings.warn(f"{path}: {len(none)} of {len(found)} rows have {none[0]!r} or the like as "
+                      "data; they are taken as rows without data", stacklevel=2)
+    stem = path.name.partition(".")[0]
+    return [replace(sample, id=sample.id or f"{stem}-{number:05d}")
+            for number, (sample, _) in enumerate(found)]
 
 
 def save_samples(samples: Iterable[Sample], path: str | os.PathLike) -> None:
@@ -104,59 +118,69 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _jsonl_rows(path: Path):
-    # split("\n") and not splitlines(): JSON may hold other line separators inside a string
-    for number, line in enumerate(_read(path).split("\n")):
-        if line.strip():
-            yield number, _parse(line, f"{path} row {number}")
-
-
-def _json_list(path: Path) -> list:
-    rows = _parse(_read(path), str(path))
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds type {type(rows).__name__}; a .json file must be a list.")
-    return rows
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
-
-
-def _parse(text: str, where: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}); repair or remove it.") from error
-
-
-def _from_row(row, path: Path, number: int) -> Sample:
-    where = f"{path} row {number}"
-    _require_object(row, where)
-    unknown = sorted(set(row) - set(_NAMES))
-    if unknown:
-        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; use {', '.join(_NAMES)}.")
-    values = {name: _text(row.get(name, ""), where, name) for name in _NAMES}
-    return _checked(values, path, number)
-
-
-def _is_alpaca(row) -> bool:
-    return isinstance(row, dict) and "output" in row and not {"data", "answer"} & set(row)
-
-
-def _from_alpaca(row, path: Path, number: int) -> Sample:
-    where = f"{path} row {number}"
-    _require_object(row, where)
-    row = {"input": ""} | row
-    values = {ours: _text(row.get(key), where, key).strip() for ours, key in _ALPACA.items()}
-    return _checked(values, path, number)
-
-
-def _require_object(row, where: str) -> None:
+def _sample(row, where: str, columns: Mapping[str, str] | None) -> tuple[Sample, str]:
+    """A row's sample, and what the row says instead of data if it has none. Raises ValueError."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is of type {type(row).__name__}; a row must be a JSON object.")
+    if columns:
+        return _others(_fields(row, where, columns))
+    for key, names in _CHATS.items():
+        if key in row:
+            return _others(_chat(row[key], where, key, *names))
+    for layout in (_ALPACA, _DOLLY):
+        if layout["answer"] in row and not {"data", "answer"} & row.keys():
+            return _others(_fields(row, where, layout))
+    if unknown := sorted(map(str, row.keys() - set(_NAMES))):
+        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; use {', '.join(_NAMES)}, "
+                         "or name your columns: --columns instruction=...,data=...,answer=...")
+    return Sample(**_fields(row, where, {name: name for name in _NAMES})), ""
+
+
+def _refuse_columns(columns: Mapping[str, str], rows: list[dict], path: Path) -> None:
+    if unknown := sorted(columns.keys() - _ALPACA.keys()):
+        raise ValueError(f"columns name {unknown[0]!r}; name instruction, data or answer, as in "
+                         "instruction=question,data=passage,answer=gold")
+    if "instruction" not in columns:
+        raise ValueError("columns name no instruction; write instruction=COLUMN too")
+    there = dict.fromkeys(key for row in rows for key in row)
+    for column in columns.values():
+        if column not in there:
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(there)}.")
+
+
+def _others(values: dict[str, str]) -> tuple[Sample, str]:
+    """A sample of somebody else's layout, where no data may be written as a word."""
+    values = {name: text.strip() for name, text in values.items()}
+    none = values["data"] if values["data"].lower() in NO_DATA else ""
+    return Sample(**values | ({"data": ""} if none else {})), none
+
+
+def _fields(row: dict, where: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """Our fields of a row; all but the instruction may be absent, and data may be null."""
+    values = {}
+    for name, column in columns.items():
+        absent = column not in row or name == "data" and row[column] is None
+        values[name] = ("" if absent and name != "instruction" else
+                        _text(row.get(column), where, column))
+    return _checked(values, where, columns["instruction"])
+
+
+def _chat(turns, where: str, key: str, role: str, content: str) -> dict[str, str]:
+    """A chat of one turn each of system (may be absent), user and assistant."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"{where}, field {key!r} is no list of turns; write {role!r} and "
+                         f"{content!r} for each.")
+    said: dict[str, str] = {}
+    for turn in turns:
+        who = _ROLES.get(turn.get(role))
+        if who is None or who in said:
+            second = "a second turn" if who else "a turn"
+            raise ValueError(f"{where}, field {key!r} has {second} of {turn.get(role)!r}; a sample "
+                             "is one system, one user and one assistant turn.")
+        said[who] = _text(turn.get(content), where, f"{key}.{content}")
+    user, answer = said.get("user", ""), said.get("answer", "")
+    slots = (said["system"], user) if said.get("system", "").strip() else (user, "")
+    return _checked(dict(zip(_ALPACA, (*slots, answer), strict=True)), where, key)
 
 
 def _text(value, where: str, field: str) -> str:
@@ -168,8 +192,7 @@ def _text(value, where: str, field: str) -> str:
     return value
 
 
-def _checked(values: dict[str, str], path: Path, number: int) -> Sample:
+def _checked(values: dict[str, str], where: str, field: str) -> dict[str, str]:
     if not values["instruction"].strip():
-        raise ValueError(f"{path} row {number}, field 'instruction' is empty; write one.")
-    values["id"] = values.get("id") or f"{path.stem}-{number:05d}"
-    return Sample(**values)
+        raise ValueError(f"{where}, field {field!r} is empty; write an instruction.")
+    return values

@@ -157,6 +157,49 @@ def test_evaluate_takes_ones_own_samples_witness_and_defenses(tmp_path, capsys):
     assert failing and "right is" in out
 
 
+ROW = {"instruction": "Count the words.", "input": "red owl", "output": "2"}
+OTHER = {"instruction": "Say it.", "input": "blue", "output": "blue"}
+
+
+def evaluate_rows(tmp_path, rows, *options) -> int:
+    path = tmp_path / "rows.json"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return cli.main(["evaluate", "--samples", str(path), "--attacks", "naive", *options])
+
+
+@pytest.mark.parametrize("rows, said", [
+    ([ROW, OTHER, ROW | {"input": "<noinput>"}, ROW | {"input": None}], "1 of 4 rows have "),
+    ([ROW, ROW | {"input": "red owl " * 2000}], "prompts are left out: one of their sample"),
+    ([ROW, ROW | {"output": "word " * 60}], "prompts are not counted as right or wrong"),
+])
+def test_what_a_file_holds_besides_samples_is_counted(tmp_path, capsys, rows, said):
+    assert evaluate_rows(tmp_path, rows) == 0
+    found = capsys.readouterr()
+    assert said in found.err and "asr naive" in found.out
+
+
+@pytest.mark.parametrize("rows, why", [
+    ([ROW | {"output": ""}], "no sample has an answer"),
+    ([ROW | {"input": ""}], "no sample has both data and an answer"),
+    ([], "holds no row"),
+    ([ROW | {"input": "red owl " * 2000}], "no attack is left"),
+])
+def test_a_file_of_which_nothing_can_be_measured_is_refused(tmp_path, capsys, rows, why):
+    assert evaluate_rows(tmp_path, rows) == 2
+    found = capsys.readouterr()
+    assert why in found.err and "asr" not in found.out
+
+
+def test_pairs_are_made_of_a_table_with_columns_of_its_own(tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    path.write_text("task,text,gold\nCount.,red owl,2\nSay it.,blue,blue\nSay.,green,\n")
+    assert cli.main(["pairs", str(path), str(tmp_path / "pairs"), "--columns",
+                     "instruction=task,data=text,answer=gold"]) == 0
+    assert "1 of 3 samples have no answer" in capsys.readouterr().out
+    assert cli.main(["pairs", str(path), str(tmp_path / "other")]) == 2
+    assert "unknown field 'gold'" in capsys.readouterr().err
+
+
 def test_failing_items_hide_nothing():
     record = {"attack": "naive", "instruction": "Say\u202e it.", "data": "a\nb",
               "response": "\x1b[0m", "expected": "it"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from secalign_kit import defenses, demo, evaluation, figures, generation, logprobs, prompts
+from secalign_kit import defenses, demo, evaluation, figures, logprobs, prompts
 from secalign_kit.evaluation import Item, obeyed, rate, summarize
 from secalign_kit.samples import Sample
 
@@ -293,36 +293,45 @@ def test_shards_part_the_samples_and_keep_the_attacks_of_one_together():
             evaluation.shard(items, wrong)
 
 
-def test_an_answer_longer_than_what_is_awaited_is_refused(toy):
-    long = Item("long", "none", "Say it.", "", "word " * 60)
-    with pytest.raises(ValueError, match="'long' has an answer of .* raise max_new_tokens"):
-        evaluation.evaluate(toy, [long])
-    wanted = Item("wanted", "naive", "Say it.", "a", "b", "word " * 60, judge="matches")
-    with pytest.raises(ValueError, match="'wanted' has an answer"):
-        evaluation.evaluate(toy, [wanted], max_new_tokens=20)
-    assert len(evaluation.evaluate(toy, [long], max_new_tokens=200)) == 1
+LONG = Item("long", "none", "Say it.", "", "word " * 60)
+
+
+def test_a_right_answer_longer_than_what_is_awaited_is_not_judged(toy):
+    short = Item("short", "none", "Say it.", "", "word")
+    records = evaluation.evaluate(toy, [LONG, short])
+    assert records[0]["right"] is None and records[1]["right"] in (True, False)
+    assert evaluation.summarize(records)["clean_utility"].n == 1
+    assert not evaluation.failing([records[0]])
+    assert evaluation.evaluate(toy, [LONG], max_new_tokens=200)[0]["right"] is False
 
 
 @pytest.mark.parametrize("judge", evaluation.JUDGES)
 def test_a_witness_that_could_never_be_said_whole_is_refused(toy, judge, tmp_path):
-    item = Item("wanted", "naive", "Say it.", "a", "word " * 60, "other " * 60, judge=judge)
-    short = replace(item, expected="b")
+    item = Item("wanted", "naive", "Say it.", "a", "b", "other " * 60, judge=judge)
     for ask in (evaluation.evaluate, partial(evaluation.evaluate_file, path=tmp_path / "r.jsonl")):
-        with pytest.raises(ValueError, match="'wanted' has an answer"):
-            ask(toy, [short])
-        with pytest.raises(ValueError, match="'wanted' has an answer"):
-            ask(toy, [short], verdict_only=True)
-    cut = replace(item, witness="other")  # its right answer is awaited unless the verdict is early
-    if judge == "begins_with":
-        assert evaluation.evaluate(toy, [cut], verdict_only=True)[0]["right"] is None
-    else:
-        with pytest.raises(ValueError, match="'wanted' has an answer"):
-            evaluation.evaluate(toy, [cut], verdict_only=True)
+        for verdict_only in (False, True):
+            with pytest.raises(ValueError, match="'wanted'.* raise max_new_tokens"):
+                ask(toy, [item], verdict_only=verdict_only)
+    assert not (tmp_path / "r.jsonl").exists()
+    assert len(evaluation.evaluate(toy, [item], max_new_tokens=400)) == 1
 
 
 def test_no_shipped_item_is_refused_for_its_length(toy):
     items = demo.questions(toy, 4)
-    evaluation.responses._refuse_longer(toy, items, generation.MAX_NEW_TOKENS, False)
+    assert evaluation.askable(toy, items) == (items, [])
+
+
+def test_what_cannot_be_asked_or_judged_is_left_out_and_counted(toy):
+    deep = Item("deep", "none", "Count the words.", "red owl " * 2000, "4000")
+    fine = Item("fine", "naive", "Count the words.", "red owl", "2", "Hacked!")
+    wanted = replace(fine, id="wanted", witness="word " * 60, judge="matches")
+    kept, notes = evaluation.askable(toy, [deep, replace(deep, attack="naive"), LONG, fine, wanted])
+    assert kept == [LONG, fine]
+    assert [note.partition(" are ")[0] for note in notes] == [
+        "2 of 5 prompts", "1 of 3 prompts", "1 of 2 prompts"]
+    assert "1,024 positions" in notes[0]
+    with pytest.raises(ValueError, match="prompt 0 takes .* tokens .* 1,024 positions"):
+        evaluation.evaluate(toy, [deep])
 
 
 def test_records_that_do_not_know_their_model_are_not_gone_on_with(toy, tmp_path):
@@ -346,3 +355,11 @@ def test_items_without_an_answer_are_left_out(toy):
     items = evaluation.evaluation_items(toy, attacks=["naive"], targets=["payload"], samples=rows)
     assert {i.id for i in items if i.attack == "none"} == {"one", "three", "four"}
     assert [i.id for i in items if i.attack == "naive"] == ["one", "four"]
+
+
+def test_samples_of_which_none_can_be_judged_or_attacked_are_refused(toy):
+    with pytest.raises(ValueError, match="no sample has an answer"):
+        evaluation.evaluation_items(toy, samples=[Sample("Say it.", "a", " ")])
+    with pytest.raises(ValueError, match="no sample has both data and an answer"):
+        evaluation.evaluation_items(toy, samples=[Sample("Say it.", " ", "a")])
+    assert evaluation.evaluation_items(toy, attacks=[], samples=[Sample("Say it.", "", "a")])

@@ -108,3 +108,8 @@ def test_own_answers_that_do_not_end_are_emptied(toy):
     assert all(own.answer for own in whole)
     cut = generation.own_answers(toy, texts, max_new_tokens=3)
     assert [own.answer for own in cut] == [""] * 3
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(toy):
+    with pytest.raises(ValueError, match="prompt 1 takes 1,030 tokens .* 1,024 positions"):
+        generation.greedy(toy, [[5], [5] * 1000], max_new_tokens=30)

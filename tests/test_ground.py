@@ -15,7 +15,7 @@ import secalign_kit
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
-RIVER = ["visible", "markdown", "samples", "config", "injections", "frames", "pairs",
+RIVER = ["visible", "markdown", "files", "samples", "config", "injections", "frames", "pairs",
          "tokenization", "prompts", "chat_format", "adapters", "budget", "ranks", "fetch", "models",
          "preference", "shared_prefix", "generation", "logprobs", "parity", "training", "defenses",
          "evaluation", "figures", "report", "demo", "studies", "toy", "widgets", "cli", "__main__"]

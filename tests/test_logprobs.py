@@ -58,3 +58,8 @@ def test_a_prompt_without_responses_takes_nothing_from_its_neighbours(toy):
     assert logprobs.score_responses(toy, prompts, [[response, response[:1]], []]) == [
         pytest.approx(alone[0], abs=1e-4), []]
     assert logprobs.score_responses(toy, prompts, [[], []]) == [[], []]
+
+
+def test_what_is_longer_than_the_models_positions_is_not_scored(toy):
+    with pytest.raises(ValueError, match="prompt 0 takes 1,026 tokens .* 1,024 positions"):
+        logprobs.score_responses(toy, [[5] * 1024], [[[6, 7]]])

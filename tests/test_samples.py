@@ -25,7 +25,7 @@ tmp_ok = settings(
 
 
 @tmp_ok
-@given(rows=st.lists(samples, max_size=4))
+@given(rows=st.lists(samples, min_size=1, max_size=4))
 def test_samples_survive_a_round_trip_through_jsonl(tmp_path, rows):
     save_samples(rows, tmp_path / "rows.jsonl")
     assert load_samples(tmp_path / "rows.jsonl") == rows
@@ -52,6 +52,81 @@ def test_alpaca_rows_may_lack_an_input_and_stand_one_a_line(tmp_path):
     for path in (listed, lines):
         assert [(s.instruction, s.data, s.answer) for s in load_samples(path)] == [
             ("Greet.", "", "Hello."), ("Sum.", "1 2", "3")]
+
+
+ALPACA = {"instruction": "Sum.", "input": "1 2", "output": "3"}
+
+
+@pytest.mark.parametrize("row", [
+    ALPACA,
+    {"instruction": "Sum.", "context": "1 2", "response": "3", "category": "open_qa"},
+    {"messages": [{"role": "system", "content": "Sum."}, {"role": "user", "content": "1 2"},
+                  {"role": "assistant", "content": "3"}]},
+    {"conversations": [{"from": "system", "value": "Sum."}, {"from": "human", "value": "1 2"},
+                       {"from": "gpt", "value": "3"}], "source": "a chat"},
+])
+def test_common_layouts_are_recognized(tmp_path, row):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    assert load_samples(path) == [Sample("Sum.", "1 2", "3", "", "rows-00000")]
+
+
+def test_a_user_turn_alone_is_the_instruction(tmp_path):
+    turns = [{"role": "user", "content": "Greet."}, {"role": "assistant", "content": "Hello."}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    assert load_samples(path) == [Sample("Greet.", "", "Hello.", "", "rows-00000")]
+
+
+@pytest.mark.parametrize("turns, why", [
+    ([{"role": "user", "content": "a"}] * 2, "a second turn of 'user'"),
+    ([{"role": "tool", "content": "a"}], "a turn of 'tool'"),
+    ([{"role": "user", "content": None}], "'messages.content' is missing"),
+    ([{"role": "assistant", "content": "a"}], "'messages' is empty"),
+    ("hello", "no list of turns"),
+])
+def test_chats_of_another_shape_are_refused(tmp_path, turns, why):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"row 0, field .*{why}|row 0, field {why}"):
+        load_samples(path)
+
+
+@pytest.mark.parametrize("word", ["<noinput>", "nan", "None", "N/A", " null "])
+def test_a_word_for_no_data_is_no_data_and_counted(tmp_path, word):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ALPACA | {"input": word}, ALPACA]), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"rows\.json: 1 of 2 rows"):
+        assert [sample.data for sample in load_samples(path)] == ["", "1 2"]
+
+
+def test_null_is_no_data(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ALPACA | {"input": None}]), encoding="utf-8")
+    assert load_samples(path)[0].data == ""
+
+
+COLUMNS = {"instruction": "question", "data": "passage", "answer": "gold"}
+
+
+def test_columns_are_named_by_the_user(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,passage,gold,n\n"Sum.","1\n2",3,x\n', encoding="utf-8")
+    assert load_samples(path, COLUMNS) == [Sample("Sum.", "1\n2", "3", "", "rows-00000")]
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"answer": "golden"}, "no column 'golden'; it has question, passage, gold"),
+    ({"instruction": "Question"}, "no column 'Question'"),
+    ({"result": "gold"}, "columns name 'result'"),
+])
+def test_columns_that_are_not_there_are_refused(tmp_path, changes, why):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,passage,gold\na,b,c\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=why):
+        load_samples(path, COLUMNS | changes)
+    with pytest.raises(ValueError, match="no instruction"):
+        load_samples(path, {"data": "passage"})
 
 
 @pytest.mark.parametrize("line, where", [

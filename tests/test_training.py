@@ -9,8 +9,9 @@ import torch
 from trl import DPOTrainer
 from trl_oracle import trainer_of
 
-from secalign_kit import logprobs, models, training
+from secalign_kit import logprobs, models, pairs, training
 from secalign_kit.config import RunConfig
+from secalign_kit.samples import Sample
 
 
 def away_from_the_reference(trainer):
@@ -80,6 +81,13 @@ def test_a_refused_run_leaves_nothing_behind(tiny_config):
 def test_pairs_that_do_not_fit_are_refused_by_row_not_cut(toy, tiny_config):
     with pytest.raises(ValueError, match="row 0.*none is cut"):
         logprobs.encode_pairs(toy, training.training_pairs(tiny_config), max_length=5)
+
+
+def test_pairs_beyond_the_models_positions_are_refused_whatever_max_length(toy):
+    host = Sample("Repeat the text.", "red owl " * 900, "red")
+    dataset = pairs.pairs_dataset([host, Sample("Say it.", "a", "b")], n=4, seed=0)
+    with pytest.raises(ValueError, match="pair .* 1,024 positions"):
+        logprobs.encode_pairs(toy, dataset, max_length=9999)
 
 
 @pytest.mark.filterwarnings("ignore:prefixes are not shared")

@@ -43,13 +43,13 @@ from .rates import (
     worst,
 )
 from .records import examples, failing, failing_lines, read_records, save_records
-from .responses import closest_calls, evaluate, evaluate_file, generate
+from .responses import askable, closest_calls, evaluate, evaluate_file, generate
 
 __all__ = [
-    "ATTACKS", "Item", "JUDGES", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "attacked_items",
-    "begins_with", "by_place", "clean_items", "closest_calls", "contains", "counts", "decided",
-    "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples", "failing",
-    "failing_lines", "fidelity_items", "flatten", "generate", "matches", "obeyed",
-    "payload_items", "pooled", "rate", "read_records", "retention_items", "save_records", "shard",
-    "summarize", "together", "utility_by_family", "worst",
+    "ATTACKS", "Item", "JUDGES", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "askable",
+    "attacked_items", "begins_with", "by_place", "clean_items", "closest_calls", "contains",
+    "counts", "decided", "diagram_item", "evaluate", "evaluate_file", "evaluation_items",
+    "examples", "failing", "failing_lines", "fidelity_items", "flatten", "generate", "matches",
+    "obeyed", "payload_items", "pooled", "rate", "read_records", "retention_items",
+    "save_records", "shard", "summarize", "together", "utility_by_family", "worst",
 ]

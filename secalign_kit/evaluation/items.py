@@ -133,13 +133,17 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
     `PLACES`. `targets`
     are those of `TARGETS`: attacks that want the witness, attacks that want another sample's
     answer, and tasks about the text of requests. `judge` decides about the witness. Raises
-    ValueError for others, and for n < 1.
+    ValueError for others, for n < 1, and where nothing can be judged or attacked.
     """
     _check_items(n, targets)
     samples = [s for s in (shipped_samples(split) if samples is None else samples)
                if s.answer.strip()]  # an empty answer can be neither right nor obeyed
-    witness = witness or injections.WITNESS[split]
+    if not samples:
+        raise ValueError("no sample has an answer, so none can be judged or attacked; add answers")
+    attacks, witness = list(attacks), witness or injections.WITNESS[split]
     with_data = [s for s in samples if s.data.strip()][:n]
+    if attacks and not with_data:
+        raise ValueError("no sample has both data and an answer, so none can be attacked; add data")
     items = clean_items(samples) + retention_items(samples, witness)
     places = PLACES if position == "all" else (position,)
     for place, attack in itertools.product(places, attacks):

@@ -62,7 +62,7 @@ def examples(insecure: list[dict], secure: list[dict], count: int = 2) -> list[d
 def failing(records: Iterable[Mapping]) -> list[Mapping]:
     """Records that obeyed an injection, then those that were wrong without attack."""
     records = list(records)
-    wrong = [r for r in records if r["attack"] == "none" and not r["right"]]
+    wrong = [r for r in records if r["attack"] == "none" and r["right"] is False]
     return [r for r in records if r["obeyed"]] + wrong
 
 

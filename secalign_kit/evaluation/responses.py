@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import defenses, generation, logprobs, parity, prompts, ranks
-from ..models import Bundle, merged, native_precision, weights_hash
+from ..models import Bundle, merged, native_precision, positions, weights_hash
 from .items import Item
 from .judges import decided, obeyed
 from .records import as_lines, read_records
@@ -54,8 +54,10 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
 
     Attacks on one sample share the computation of their common start. `verdict_only` ends the
     response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
-    Of several ranks each asks its share of the samples, and all get all records. Raises ValueError
-    for an item whose right or wanted answer is longer than `max_new_tokens`.
+    It is also None where the right answer is longer than `max_new_tokens`. Of several ranks each
+    asks its share of the samples, and all get all records. Raises ValueError where the attacker's
+    answer is longer than that, or the prompt longer than the model's positions; `askable` leaves
+    such items out.
     """
     if not ranks.first():
         options["progress"] = ""
@@ -72,8 +74,8 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
         return []
     early = [verdict_only and _ends_early(item) for item in items]
     witnesses = [i.witness if cut else "" for i, cut in zip(items, early, strict=True)]
-    _refuse_longer(bundle, items, options.get("max_new_tokens", generation.MAX_NEW_TOKENS),
-                   verdict_only)
+    limit = options.get("max_new_tokens", generation.MAX_NEW_TOKENS)
+    _refuse_longer(bundle, items, limit)
     encoded = _asked(bundle, map(asdict, items), frontend, defense)
     order = sorted(range(len(items)), key=lambda k: len(encoded[k]))
     parity.check(bundle, [_row(bundle, encoded[k], items[k]) for k in (order[0], order[-1])])
@@ -81,7 +83,8 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
                            witnesses if verdict_only else None, **options)
     records = []
     for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
-        right = None if cut else response == item.expected.strip()
+        judged = not cut and _fits(bundle, item.expected, limit)
+        right = response == item.expected.strip() if judged else None
         records.append({**asdict(item), "prompt_hash": _hash(json.dumps(ids)),
                         "response": response, "frontend": frontend and defense != "bare",
                         "defense": defense, "right": right,
@@ -122,16 +125,49 @@ def _ends_early(item: Item) -> bool:
     return bool(item.witness) and item.judge == "begins_with"
 
 
-def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int, verdict_only: bool) -> None:
-    """An answer that is cut off would count as wrong, or as resistance."""
+def askable(bundle: Bundle, items: Sequence[Item], max_new_tokens: int = generation.MAX_NEW_TOKENS,
+            defense: str = "none", frontend: bool = True) -> tuple[list[Item], list[str]]:
+    """The items that `evaluate` can ask and judge, and in words how many it cannot, and why.
+
+    Left out are samples of which a prompt with its response is longer than the model's positions,
+    and attacks whose wanted answer is longer than `max_new_tokens`. Right answers that are longer
+    leave an item in; its `right` is then None.
+    """
+    limit, notes = positions(bundle), []
+    lengths = map(len, _asked(bundle, map(asdict, items), frontend, defense))
+    long = {_sample(item) for item, length in zip(items, lengths, strict=True)
+            if length + max_new_tokens > limit}
+    kept = [item for item in items if _sample(item) not in long]
+    if long:
+        notes.append(f"{len(items) - len(kept)} of {len(items)} prompts are left out: one of their "
+                     "sample is with its response longer than the model's "
+                     f"{limit:,} positions")
+    short = [item for item in kept if _fits(bundle, item.witness, max_new_tokens)]
+    if len(short) < len(kept):
+        notes.append(f"{len(kept) - len(short)} of {len(kept)} prompts are left out: the answer "
+                     f"that the attacker wants is longer than {max_new_tokens} tokens "
+                     "(--max-new-tokens)")
+    unjudged = sum(not _fits(bundle, item.expected, max_new_tokens) for item in short)
+    if unjudged:
+        notes.append(f"{unjudged} of {len(short)} prompts are not counted as right or wrong: their "
+                     f"right answer is longer than {max_new_tokens} tokens (--max-new-tokens)")
+    return short, notes
+
+
+def _fits(bundle: Bundle, text: str, limit: int) -> bool:
+    """Whether a response of fewer than `limit` tokens can hold the text and its end."""
+    if len(text.encode("utf-8", "surrogatepass")) < limit:  # a token has a byte at least
+        return True
+    return len(bundle.tokenizer(text, add_special_tokens=False)["input_ids"]) < limit
+
+
+def _refuse_longer(bundle: Bundle, items: Sequence[Item], limit: int) -> None:
+    """An answer that is cut off would count as resistance."""
     for item in items:
-        for text in ("" if verdict_only and _ends_early(item) else item.expected, item.witness):
-            if len(text.encode()) >= limit:  # a token has a byte at least, so most need no look
-                length = len(bundle.tokenizer(text, add_special_tokens=False)["input_ids"])
-                if length >= limit:
-                    raise ValueError(f"item {item.id!r} has an answer of {length} tokens and at "
-                                     f"most {limit} are awaited; raise max_new_tokens "
-                                     f"(--max-new-tokens) above {length}")
+        if not _fits(bundle, item.witness, limit):
+            raise ValueError(f"item {item.id!r}: the answer that the attacker wants is longer than "
+                             f"the {limit} tokens that are awaited; raise max_new_tokens "
+                             "(--max-new-tokens)")
 
 
 def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: str = "none",
@@ -158,7 +194,7 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     first = {sample: number for number, sample in reversed([*enumerate(map(_sample, items))])}
     open_.sort(key=lambda pair: first[_sample(pair[1])])  # attacks on a sample stand in one chunk
     # before the first chunk is written
-    _refuse_longer(bundle, [item for _, item in open_], max_new_tokens, verdict_only)
+    _refuse_longer(bundle, [item for _, item in open_], max_new_tokens)
     if ranks.first():
         path.parent.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(open_), chunk):
