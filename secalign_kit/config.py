@@ -21,6 +21,7 @@ RECIPES = DATA / "recipes"
 LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
 MAKING = ("naive", "frames", "position", "clean", "responses")  # how pairs are made
 PAIR_POSITIONS = ("end", "start", "random", "everywhere")  # where training shows injections
+ADVERSARY_PLACES = ("suffix", "prefix", "around", "payload")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -50,6 +51,15 @@ class RunConfig:
     gradient_checkpointing: bool = False  # less memory, more time
     epochs: int = 1
     sft_weight: float = 0.0
+    # the attacker in the loop (`adversary`): moves of a step, 0 for none; how far one may go, in
+    # root mean squares of the embeddings; for which share of the injected pairs, by how many tokens
+    # and where: behind the data, before them, on both sides of the injection, or itself
+    adversary_moves: int = 0
+    adversary_radius: float = 1.0
+    adversary_share: float = 0.5
+    adversary_tokens: int = 12
+    adversary_place: str = "suffix"
+    start: str = ""  # the adapter to begin with: shipped, a folder or a Hub id; if empty, a new one
     max_length: int = 256
     lora_r: int = 16
     lora_alpha: int = 16
@@ -66,16 +76,29 @@ class RunConfig:
         for name in MAKING if self.pairs else ():  # made elsewhere, nobody knows how
             object.__setattr__(self, name, _DEFAULTS[name])
         for name in ("n_pairs", "batch_size", "accumulation", "epochs", "max_length", "lora_r",
-                     "probe_every", "save_steps", "beta", "learning_rate", "lora_alpha"):
+                     "probe_every", "save_steps", "beta", "learning_rate", "lora_alpha",
+                     "adversary_radius", "adversary_tokens"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("naive", "frames", "clean"):
+        for name in ("naive", "frames", "clean", "adversary_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; give a number from 0 below 1")
         if not 0 <= self.sft_weight < math.inf:
             raise ValueError(f"sft_weight is {self.sft_weight}; give 0 or more")
+        if self.adversary_moves < 0:
+            raise ValueError(f"adversary_moves is {self.adversary_moves}; give 0 for no adversary, "
+                             "or more")
+        if self.adversary_place not in ADVERSARY_PLACES:
+            raise ValueError(f"adversary_place is {self.adversary_place!r}; choose one of "
+                             f"{', '.join(ADVERSARY_PLACES)}")
+        if self.adversary_moves and not self.adversary_share:
+            raise ValueError("adversary_share is 0, so the adversary would attack nothing; give a "
+                             "share above 0 or set adversary_moves=0")
+        if self.adversary_moves and not self.shared_prefix:
+            raise ValueError("shared_prefix false means TRL's own step, which has no adversary; "
+                             "leave it true or set adversary_moves=0")
         if self.naive + self.frames > 1:
             raise ValueError(f"naive and frames are {self.naive} and {self.frames}; together they "
                              "can be 1 at most")

@@ -17,6 +17,7 @@ The decoder is called directly; for wrappers that hook `forward` (DDP, FSDP) see
 """
 
 import contextlib
+import copy
 import inspect
 import math
 import warnings
@@ -70,7 +71,11 @@ def visible(segments: torch.Tensor) -> torch.Tensor:
 
 
 def token_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """log p of each response token in nats, [N], in the order of `batch["target"]`."""
+    """log p of each response token in nats, [N], in the order of `batch["target"]`.
+
+    `batch["replaced"]`, if it is there, holds rows [M], places in them [M] and the embeddings
+    [M, H] that stand there in place of the tokens' own; for models that take pairs as rows.
+    """
     return through(model, _token_logprobs, batch)
 
 
@@ -113,7 +118,12 @@ def _together(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         ids, positions, segments = F.pad(ids, more), F.pad(positions, more), F.pad(segments, more)
     refuse_beyond(model, positions)
     mask = attention(model, visible(segments), positions, positions)
-    hidden = decoder_of(model)(input_ids=ids, position_ids=positions, attention_mask=mask,
+    given = {"input_ids": ids}
+    if "replaced" in batch:
+        row, at, vectors = batch["replaced"]
+        embeddings = model.get_input_embeddings()(ids)
+        given = {"inputs_embeds": embeddings.index_put((row, at), vectors.to(embeddings.dtype))}
+    hidden = decoder_of(model)(**given, position_ids=positions, attention_mask=mask,
                                  use_cache=False)[0]
     return hidden[batch["row"], batch["source"]]
 
@@ -271,13 +281,29 @@ def prefill(model, heads: Sequence[Sequence[int]], copies: Sequence[int], pad: i
 
     No head may be empty: its row would have nothing to attend to.
     """
-    ids, mask = left_padded(heads, pad, model.device)
-    cache = DynamicCache()
-    extend(model, ids, mask, cache)
+    cache, mask = read(model, *left_padded(heads, pad, model.device))
     which = torch.arange(len(heads)).repeat_interleave(torch.tensor(copies)).to(model.device)
     if any(count != 1 for count in copies):
         cache.batch_select_indices(which)
     return cache, mask[which]
+
+
+def read(model, ids: torch.Tensor, mask: torch.Tensor) -> tuple:
+    """(cache, mask) of rows [B, T] with their padding at the left."""
+    cache = DynamicCache()
+    extend(model, ids, mask, cache)
+    return cache, mask
+
+
+def follow(base, embeddings: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
+    """Hidden states [B, T, H] of `embeddings` [B, T, H] behind a cache, which stays as it is.
+
+    `mask` [B, T before and now] says which tokens count.
+    """
+    extended = copy.copy(cache)
+    extended.layers = [copy.copy(layer) for layer in cache.layers]  # of the same tensors
+    return decoder_of(base)(inputs_embeds=embeddings, past_key_values=extended, use_cache=True,
+                            **_behind(base, mask, embeddings.shape[1]))[0]
 
 
 def extend(model, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:

@@ -51,13 +51,26 @@ import torch
 import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from peft import set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from . import generation, models, pairs, parity, preference, ranks, shared_prefix
+from . import (
+    adapters,
+    adversary,
+    generation,
+    models,
+    pairs,
+    parity,
+    preference,
+    ranks,
+    shared_prefix,
+)
+from .adversary import Adversary
 from .config import RunConfig
 from .logprobs import as_pair, encode_pair, encode_pairs, score_pairs  # noqa: F401 (as in 0.1.0)
 from .models import Bundle
@@ -65,6 +78,8 @@ from .preference import PairScores, dpo_loss
 from .samples import Sample, shipped_samples, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+IDLE, LIKELY = 1e-3, -1.0  # nats a token: no change, and an answer that is given anyway
+ATTACKED = ("adversary_before", "adversary_after", "adversary_margin")
 METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")  # TRL's names
 
 
@@ -128,14 +143,16 @@ class PairTrainer(EncodedDPOTrainer):
     """TRL's trainer with a step of our own: `collate` makes the batch, `compute_loss` the loss.
 
     `objective` and `sft_weight` are those of `preference.batch_loss`; `precision` is the context
-    that the model runs in.
+    that the model runs in; `adversary`, if there is one, attacks the pairs that `collate` drew.
     """
 
     def __init__(self, *args, objective: str, sft_weight: float = 0.0,
-                 precision=contextlib.nullcontext, **kwargs):
+                 precision=contextlib.nullcontext, adversary: Adversary | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.objective, self.sft_weight, self.precision = objective, sft_weight, precision
+        self.adversary = adversary
         self.noted: list[torch.Tensor] = []
+        self.noted_attacks: list[torch.Tensor] = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch of B pairs with N response tokens, a scalar.
@@ -144,16 +161,39 @@ class PairTrainer(EncodedDPOTrainer):
         """
         # log p of every response token under the policy, then of every response: [N], [B], [B]
         with self.precision():
+            if "attack" in inputs:
+                inputs, before = self.attacked(model, inputs)
             tokens = shared_prefix.token_logprobs(model, inputs)
             kl = self.drift(model, inputs) if "mismatched" in inputs else 0.0
         chosen, rejected = shared_prefix.sum_responses(tokens, inputs)
         lengths = shared_prefix.sum_responses(torch.ones_like(tokens), inputs)
         # under the reference, the model without its adapter, they were computed before training
         reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        scores = self.of_all(PairScores(chosen, rejected, *reference, *lengths, kl),
-                             inputs["pairs"])
+        scores = PairScores(chosen, rejected, *reference, *lengths, kl)
+        if self.adversary:
+            self.note_attack(scores, inputs, before if "attack" in inputs else None)
+        scores = self.of_all(scores, inputs["pairs"])
         self.note(scores)
         return preference.batch_loss(scores, self.objective, self.args.beta, self.sft_weight)
+
+    def attacked(self, model, inputs: dict) -> tuple[dict, torch.Tensor]:
+        """The batch with the adversary's embeddings in its prompts, and log p before its moves."""
+        attack = inputs["attack"]
+        vectors, before = adversary.attacked(self.accelerator.unwrap_model(model), attack,
+                                             self.adversary)
+        return inputs | {"replaced": (attack["row"], attack["at"], vectors)}, before
+
+    @torch.no_grad()
+    def note_attack(self, scores: PairScores, inputs: dict, before: torch.Tensor | None) -> None:
+        """Keeps the sums of `ATTACKED` over the attacked pairs of all ranks, and their number."""
+        sums = scores.chosen.new_zeros(4)
+        if before is not None and self.accelerator.process_index < inputs["pairs"]:
+            rows = inputs["attack"]["rows"]
+            margins = dpo_loss(scores.chosen, scores.rejected, scores.ref_chosen,
+                               scores.ref_rejected, self.args.beta)[1]
+            after = (scores.rejected / scores.rejected_tokens)[rows]
+            sums = torch.stack([before, after, margins[rows], torch.ones_like(after)]).sum(1)
+        self.noted_attacks.append(self.accelerator.reduce(sums, "sum"))
 
     def of_all(self, scores: PairScores, pairs: int) -> PairScores:
         """The scores of the whole batch, so many pairs, from every rank's share of it.
@@ -199,20 +239,29 @@ class PairTrainer(EncodedDPOTrainer):
         if self.noted:
             logs |= zip(METRICS, torch.stack(self.noted).mean(0).tolist(), strict=True)
             self.noted.clear()
+        if self.noted_attacks:
+            *sums, count = torch.stack(self.noted_attacks).sum(0).tolist()
+            logs |= {name: value / count for name, value in zip(ATTACKED, sums, strict=True)
+                     if count}
+            self.noted_attacks.clear()
         super().log(logs, *args, **kwargs)
 
 
 def collate(rows: Sequence[dict], pad: int, mismatched: bool = False, rank: int = 0,
-            of: int = 1) -> dict:
+            of: int = 1, opponent: Adversary | None = None) -> dict:
     """A rank's share of a batch: `shared_prefix.collate` and the reference's log-probs.
 
     `pairs` is the number of pairs in the whole batch; a rank for which none is left gets the first
     one, which does not count. With `mismatched`, which KTO needs, also every prompt with the
-    responses of the pair before it.
+    responses of the pair before it. Where the `opponent` attacks pairs of the share, `attack` is
+    what `adversary.collate` makes of them.
     """
     pairs = [as_pair(row) for row in rows]
     own = range(len(rows))[rank::of] or range(1)
-    batch = shared_prefix.collate([pairs[k] for k in own], pad) | {"pairs": len(rows)}
+    drawn = opponent.draw(rows) if opponent else [(pair, (), 0) for pair in pairs]
+    batch = shared_prefix.collate([drawn[k][0] for k in own], pad) | {"pairs": len(rows)}
+    if any(drawn[k][1] for k in own):
+        batch["attack"] = adversary.collate([drawn[k] for k in own], opponent, pad)
     for key in ("ref_chosen_logps", "ref_rejected_logps"):
         batch[key] = torch.tensor([rows[k][key] for k in own])
     if mismatched:
@@ -251,6 +300,10 @@ class RunLog(TrainerCallback):
                              "learning_rate, and choose another output folder")
         record = {"step": state.global_step, "loss": logs["loss"],
                   "margin": logs["rewards/margins"], "learning_rate": logs.get("learning_rate")}
+        if ATTACKED[0] in logs:
+            if not any(ATTACKED[0] in before for before in self.records):
+                refuse_idle(*(logs[name] for name in ATTACKED[:2]))
+            record |= {name: logs[name] for name in ATTACKED}
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             record |= self.probe()
         self._write(record)
@@ -268,6 +321,19 @@ class RunLog(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+def refuse_idle(before: float, after: float) -> None:
+    """Raises ValueError for an adversary whose moves change nothing, or do not raise log p.
+
+    In nats per token. Where the rejected answer is likely already, as an insecure model's is, there
+    is nothing to raise, and long moves may lower it.
+    """
+    if abs(after - before) < IDLE or after < before < LIKELY:
+        raise ValueError(f"the adversary does nothing: log p of the rejected answers is "
+                         f"{before:.4f} nats a token before its moves and {after:.4f} after them; "
+                         "change adversary_moves or adversary_radius, and choose another output "
+                         "folder")
 
 
 def trainer_arguments(config: RunConfig, folder: Path, device: torch.device,
@@ -303,11 +369,16 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     """
     rows = encode_pairs(bundle, dataset, config.max_length)
     parity.check(bundle, rows)
+    spans = {}
+    if config.adversary_moves:
+        adversary.refuse(bundle)
+        spans["span"] = [adversary.span(bundle, pair, config.adversary_place) for pair in dataset]
+        adversary.refuse_long(rows, spans["span"], config)
     with models.native_precision(bundle):  # as in training, so that the first loss is ln 2
         chosen, rejected = reference_logprobs(bundle, rows, progress, cache,
                                               scoring_batch(config))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
-    return Dataset.from_dict(columns | {"ref_chosen_logps": chosen.tolist(),
+    return Dataset.from_dict(columns | spans | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
 
 
@@ -385,13 +456,14 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
     text = bundle.model.config.get_text_config()
     arguments.ddp_find_unused_parameters = text is not bundle.model.config
     if config.shared_prefix:
+        opponent = adversary.of(config, bundle)
         batch = functools.partial(collate, pad=bundle.tokenizer.pad_token_id,
                                   mismatched=config.loss == "kto", rank=ranks.number(),
-                                  of=ranks.count())
+                                  of=ranks.count(), opponent=opponent)
         trainer = PairTrainer(bundle.model, data_collator=batch, objective=config.loss,
                               sft_weight=config.sft_weight,
                               precision=functools.partial(models.native_precision, bundle),
-                              **common)
+                              adversary=opponent, **common)
     else:
         warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
                       stacklevel=2)
@@ -401,8 +473,35 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         if parameter.requires_grad:  # TRL casts the LoRA of quantized models to bf16
             parameter.data = parameter.data.float()
     models.keep_gradients(trainer.model)
+    if config.start:
+        begin_with(trainer.model, config)
     bundle.model = trainer.model
     return trainer
+
+
+def begin_with(model, config: RunConfig) -> None:
+    """Gives the run's fresh adapter the weights of `config.start`.
+
+    Raises ValueError for an adapter of another base model, rank, alpha or other targets.
+    """
+    folder = starting_adapter(config)
+    adapters.refuse_other_base(folder, adapters.read(folder), model.get_base_model())
+    adapters.refuse_missing(folder, model)
+    set_peft_model_state_dict(model, load_file(folder / adapters.WEIGHTS))
+
+
+def starting_adapter(config: RunConfig) -> Path:
+    """The folder of `config.start`. Raises ValueError unless its LoRA is shaped as the run's."""
+    folder = adapters.find(models.ADAPTERS.get(config.start, config.start))
+    stored = adapters.read(folder)
+    shapes = {"lora_r": (stored.r, config.lora_r), "lora_alpha": (stored.lora_alpha,
+                                                                  config.lora_alpha),
+              "lora_targets": (sorted(stored.target_modules), sorted(config.lora_targets))}
+    for name, (found, wanted) in shapes.items():
+        if found != wanted:
+            raise ValueError(f"the adapter {config.start!r} to start with has {name} {found} and "
+                             f"the run {wanted}; set {name} as the adapter has it")
+    return folder
 
 
 def versions() -> dict[str, str]:
@@ -487,6 +586,8 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
         raise ValueError("shared_prefix false is TRL's own step, for one process; leave it true or "
                          "start without accelerate launch")
     refuse_other_run(config)
+    if config.start:
+        starting_adapter(config)  # may refuse, as what follows, before any writing
     bundle = bundle or base_model(config)
     probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
     rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")

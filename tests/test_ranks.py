@@ -65,7 +65,8 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 
 # 19 pairs in batches of 4, two batches a step: the last step has one batch, of three pairs
 SETTINGS = [word for setting in ("four_bit=false", "n_pairs=19", "batch_size=4", "accumulation=2",
-                                 "lora_r=4", "probe_every=2") for word in ("--set", setting)]
+                                 "lora_r=4", "probe_every=2", "adversary_moves=1")
+            for word in ("--set", setting)]
 
 
 def launch(folder, code, *arguments):
@@ -100,8 +101,10 @@ def test_two_ranks_train_and_evaluate_as_one_does(tmp_path):
     assert [r["step"] for r in one] == [r["step"] for r in two] == [0, 1, 2, 3]
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        for name in a.keys() & {"loss", "margin", "chosen_logprob", "rejected_logprob"}:
+        for name in a.keys() & {"loss", "margin", "chosen_logprob", "rejected_logprob",
+                                *training.ATTACKED}:
             assert a[name] == pytest.approx(b[name], abs=1e-5)
+    assert one[1].keys() >= {*training.ATTACKED}
     assert one[3]["margin"] != pytest.approx(0, abs=1e-4)  # it has learned something
     adapters = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
                 for name in ("one", "two")]
