@@ -12,6 +12,7 @@ Limits: tokenizers of the `tokenizers` library ("fast" ones) only.
 
 import copy
 import json
+import re
 import weakref
 from dataclasses import dataclass
 
@@ -32,10 +33,20 @@ class Reader:
     renumbered: dict[int, int]
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text, without tokens for its begin and end."""
+        """The ids of a text, without tokens for its begin and end.
+
+        Raises ValueError for half of a surrogate pair, which is no character.
+        """
         if not text:
             return []
-        ids = self.backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            at = re.search("[\ud800-\udfff]", text)
+            if not at:
+                raise
+            raise ValueError(f"the text {text[:60]!r} holds a lone surrogate at character "
+                             f"{at.start()}; remove it") from None
         return [self.renumbered.get(i, i) for i in ids] if self.renumbered else ids
 
     def normalized(self, text: str) -> str:

@@ -6,6 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("default", deadline=None)  # a slow machine is no fault
+settings.register_profile("nightly", deadline=None, max_examples=5_000)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
