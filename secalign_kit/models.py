@@ -549,13 +549,13 @@ def merged(bundle: Bundle):
 
     Does nothing unless the base has fp32 weights, since others would round the sum; nor if a layer
     has the input embedding's weight, as a tied head has, since the sum would change both; nor
-    without an adapter or with it switched off. The weights are put back bit by bit.
+    without an adapter, with it switched off, or inside itself. The weights are put back bit by bit.
     """
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
     shared = bundle.model.get_input_embeddings().weight.data_ptr()
     exact = all(w.dtype == torch.float32 and w.data_ptr() != shared for w in weights)
-    if not layers or not exact or any(layer.disable_adapters for layer in layers):
+    if not layers or not exact or any(layer.disable_adapters or layer.merged for layer in layers):
         yield bundle
         return
     before = [weight.detach().clone() for weight in weights]

@@ -312,11 +312,11 @@ def extend(model, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
     `mask` [B, T before and now] says which tokens count.
     """
     out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1,
-                **_behind(base_of(model), mask, ids.shape[1]))
+                **behind(base_of(model), mask, ids.shape[1]))
     return out.logits[:, -1]
 
 
-def _behind(model, mask: torch.Tensor, count: int) -> dict:
+def behind(model, mask: torch.Tensor, count: int) -> dict:
     """Positions and mask of the last `count` tokens of rows of which `mask` [B, T] is what counts.
 
     Where no window is shorter than the row, the model makes its own mask; else it would measure
@@ -356,7 +356,7 @@ def continuation_logprobs(model, prompts: Sequence[Sequence[int]],
     real = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=mask.device)
     hidden = decoder_of(base)(
         input_ids=ids, past_key_values=cache, use_cache=True,
-        **_behind(base, torch.cat([mask, real], dim=1), width))[0]
+        **behind(base, torch.cat([mask, real], dim=1), width))[0]
     targets = torch.tensor([token for group in responses for response in group
                             for token in response], device=mask.device)
     tokens = score(model, hidden[real.bool()], targets)
