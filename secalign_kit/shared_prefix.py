@@ -303,7 +303,7 @@ def follow(base, embeddings: torch.Tensor, mask: torch.Tensor, cache) -> torch.T
     extended = copy.copy(cache)
     extended.layers = [copy.copy(layer) for layer in cache.layers]  # of the same tensors
     return decoder_of(base)(inputs_embeds=embeddings, past_key_values=extended, use_cache=True,
-                            **_behind(base, mask, embeddings.shape[1]))[0]
+                            **behind(base, mask, embeddings.shape[1]))[0]
 
 
 def extend(model, ids: torch.Tensor, mask: torch.Tensor, cache) -> torch.Tensor:
