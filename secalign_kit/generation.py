@@ -13,11 +13,11 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig
 
 from . import shared_prefix
 from .models import Bundle, insecure, refuse_beyond
+from .progress import bar as progress_bar
 from .prompts import encode
 from .samples import Sample
 
@@ -53,7 +53,7 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
         raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
     refuse_beyond(bundle, (len(ids) + max_new_tokens for ids in prompts))
     responses: list[list[int]] = [[] for _ in prompts]
-    bar = tqdm(total=len(prompts), desc=progress, disable=not progress, leave=False)
+    bar = progress_bar(len(prompts), progress, shown=bool(progress))
     if shared_prefix.sharing(bundle.model).caches:
         groups = _groups(prompts, keys, batch_size, pays)
         # apart, since an empty shared start would leave a row with nothing to attend to

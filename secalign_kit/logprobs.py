@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from . import prompts, shared_prefix
 from .models import Bundle, insecure, refuse_beyond
+from .progress import bar as progress_bar
 
 
 def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, rejected: str) -> dict:
@@ -86,14 +86,16 @@ def _scores(bundle: Bundle, rows: Sequence[dict], states: Sequence, batch_size: 
     scores = torch.zeros(len(states), 2, len(rows))
     training = bundle.model.training
     bundle.model.eval()
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress,
-                      leave=False):
+    bar = progress_bar(len(order), progress, shown=bool(progress))
+    for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         batch = collated(bundle, [rows[k] for k in index])
         for found, state in zip(scores, states, strict=True):
             with state():
                 both = shared_prefix.pair_logprobs(bundle.model, batch)
             found[:, index] = torch.stack(both).cpu()
+        bar.update(len(index))
+    bar.close()
     bundle.model.train(training)
     return scores
 

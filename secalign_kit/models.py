@@ -8,6 +8,7 @@ gated ones).
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -127,9 +128,7 @@ def shape_of(name: str) -> Shape:
     try:
         return Shape.of(AutoConfig.from_pretrained(name, trust_remote_code=False))
     except OSError as error:
-        raise ValueError(f"model {name!r} is no preset ({', '.join(PRESETS)}), no folder with a "
-                         "configuration, and not to be had from the Hub: "
-                         f"{str(error).splitlines()[0]}") from None
+        raise _absent(name, "configuration", error) from None
 
 
 ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "paper", "secalign_random")}
@@ -404,13 +403,19 @@ def _path(name: str) -> str:
     return path
 
 
+def _absent(name: str, part: str, error: OSError) -> ValueError:
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {near[0]}? It" if near else "it"
+    return ValueError(f"no model {name!r}: {hint} is no preset ({', '.join(PRESETS)}), no folder "
+                      f"with a {part}, and not to be had from the Hub: "
+                      f"{str(error).splitlines()[0]}")
+
+
 def _tokenizer(path: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
-        raise ValueError(f"model {path!r} is no preset ({', '.join(PRESETS)}), no folder with a "
-                         f"tokenizer, and not to be had from the Hub: "
-                         f"{str(error).splitlines()[0]}") from None
+        raise _absent(path, "tokenizer", error) from None
     tokenizer.padding_side = "left"
     return tokenizer
 

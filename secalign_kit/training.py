@@ -55,7 +55,6 @@ from peft import set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Sampler
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -75,6 +74,7 @@ from .config import RunConfig
 from .logprobs import as_pair, encode_pair, encode_pairs, score_pairs  # noqa: F401 (as in 0.1.0)
 from .models import Bundle
 from .preference import PairScores, dpo_loss
+from .progress import bar as progress_bar
 from .samples import Sample, shipped_samples, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
@@ -282,7 +282,7 @@ class RunLog(TrainerCallback):
         lines = path.read_text().split("\n")[:-1] if path.exists() else []  # whole lines only
         self.records: list[dict] = [json.loads(line) for line in lines]
         self.writes = ranks.first()
-        self.bar = tqdm(total=steps, desc="training", disable=not (progress and self.writes))
+        self.bar = progress_bar(steps, "training", progress and self.writes, leave=True)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.records = [r for r in self.records if r["step"] <= state.global_step]
@@ -307,8 +307,8 @@ class RunLog(TrainerCallback):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             record |= self.probe()
         self._write(record)
-        self.bar.update(state.global_step - self.bar.n)
         self.bar.set_postfix(loss=f"{record['loss']:.3f}", margin=f"{record['margin']:.2f}")
+        self.bar.update(state.global_step - self.bar.n)
 
     def _write(self, record: dict) -> None:
         self.records.append(record)

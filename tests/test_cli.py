@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from secalign_kit import cli, defenses, evaluation, injections, training
+import secalign_kit
+from secalign_kit import cli, defenses, demo, evaluation, injections, models, training
 from secalign_kit.config import RunConfig, recipe
 from secalign_kit.pairs import load_pairs
-from secalign_kit.studies import ledger
+from secalign_kit.studies import ledger, summaries
 
 
 @pytest.mark.parametrize("arguments", [
@@ -22,6 +23,75 @@ def test_bad_input_ends_in_one_sentence(arguments, capsys):
     assert cli.main(arguments) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("secalign-kit: ") and said.count("\n") == 0 and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["train", "--config", "papr"], ["mean paper?", "demo", "orpo", "struq"]),
+    (["evaluate", "secaling"], ["mean secalign?", "secalign_random", "Hub id"]),
+    (["evaluate", "--attacks", "ignore-completon"], ["mean ignore_completion?", "naive", "unseen"]),
+    (["evaluate", "--defenses", "sandwhich"], ["mean sandwich?", "in_context", "all"]),
+    (["evaluate", "--targets", "witnes"], ["mean witness?", "payload", "fidelity"]),
+    (["adapters", "papers"], ["mean paper?", "secalign"]),
+    (["model", "smollm-135m"], ["mean smollm2-135m?"]),
+    (["doctor", "--model", "qwen3-8"], ["mean qwen3-8b?", "llama3-8b"]),
+])
+def test_an_unknown_name_is_refused_with_all_names_before_a_model_is_loaded(arguments, words,
+                                                                            monkeypatch, capsys):
+    monkeypatch.setattr(models, "load", lambda *args, **options: pytest.fail("a model was loaded"))
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("name", ["ignore-completion", "ignore completion", "Ignore_Completion"])
+def test_names_may_be_written_as_a_table_prints_them(name):
+    assert cli._attacks([name], "heldout") == ["ignore_completion"]
+    assert cli._named("secalign-random") == recipe("secalign_random")
+
+
+@pytest.mark.parametrize("arguments", [["train", "--config", "gone.yaml"],
+                                       ["evaluate", "--samples", "gone.json"]])
+def test_a_file_that_is_not_there_is_named_in_a_sentence(arguments, capsys):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert arguments[-1] in said and "Errno" not in said
+
+
+def test_a_key_stops_a_command_with_a_line_of_its_own(monkeypatch, capsys):
+    def stop(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_named", stop)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err.startswith("\nsecalign-kit: stopped")
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"secalign-kit {secalign_kit.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_has_examples_that_are_read(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert examples
+    for line in examples:
+        program, *arguments = line.split()
+        assert program == "secalign-kit" and cli._parser().parse_args(arguments).command == name
+
+
+def test_a_second_demo_says_that_it_uses_the_first(tmp_path, monkeypatch, capsys):
+    said = {"diagram": {"insecure": "", "secure": ""}, "seconds": 1.0}
+    monkeypatch.setattr(demo, "run_demo", lambda config, n: said)
+    monkeypatch.setattr(summaries, "table_lines", lambda summary: [])
+    for again in (False, True):
+        assert cli.main(["demo", "--output", str(tmp_path)]) == 0
+        assert ("used again" in capsys.readouterr().out) == again
+        (tmp_path / "summary.json").write_text("{}")
 
 
 def test_pairs_are_made_from_an_alpaca_shaped_file(tmp_path, capsys):

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .. import progress
 from ..models import has_bf16, write_tensors
 from ..prompts import FORMATS
 from .corpus import corpus_sample
@@ -203,8 +203,9 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
     start, bf16 = load_checkpoint(folder, config, model, optimizers), has_bf16(device)
     last, pool, losses = until or config.steps, (-1, []), []
     began = time.perf_counter()
-    bar = tqdm(range(start, last), initial=start, total=config.steps, desc="pre-training")
-    for step in bar:
+    bar = progress.bar(config.steps, "pre-training", leave=True)
+    bar.update(start)
+    for step in range(start, last):
         if pool[0] != step // config.pool:
             number = step // config.pool
             pool = (number, pool_of_batches(config, tokenizer, number))
@@ -217,6 +218,7 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
             optimizer.step()
         model.zero_grad()
         losses.append(loss.item())
+        bar.update(1)
         if math.isnan(losses[-1]):
             raise ValueError(f"loss is not a number at step {step}; lower the learning rate")
         if (step + 1) % every == 0 or step + 1 == last:
@@ -227,6 +229,7 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
             with open(folder / "pretraining.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
             losses = []
+    bar.close()
     save_model(model, tokenizer, config, folder)
     return model, tokenizer
 
