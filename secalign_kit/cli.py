@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import __version__, ranks
+import secalign_kit
+
+from . import ranks
 from .config import MAKING, PAIR_POSITIONS, RunConfig, chosen, recipe, recipes
 from .injections import POSITIONS
 from .samples import Sample, load_samples, write_text
@@ -366,7 +368,8 @@ def _parser() -> argparse.ArgumentParser:
         description="SecAlign: defending against prompt injection with preference optimization.",
         epilog=_examples([("demo", ""), ("train", "--config paper"),
                           ("evaluate", "runs/paper --position all"), ("evaluate", "--help")]))
-    parser.add_argument("--version", action="version", version=f"secalign-kit {__version__}")
+    parser.add_argument("--version", action="version",
+                        version=f"secalign-kit {secalign_kit.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (words, options, function, examples) in COMMANDS.items():
         sub = commands.add_parser(name, help=words, description=words,
