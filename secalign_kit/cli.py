@@ -181,6 +181,10 @@ def _rates(records: list[dict]) -> Iterator[str]:
     if several:
         attack, rate = evaluation.worst(records)
         yield f"{'the worst of all':40} {rate}: {attack}"
+    if attacked := [record for record in records if record["position"]]:
+        for kind, rate in evaluation.kinds_of_answers(attacked).items():
+            if rate.value:
+                yield f"{f'answers under attack: {kind}':40} {rate}"
 
 
 @command(

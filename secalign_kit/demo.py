@@ -61,12 +61,14 @@ def questions(bundle: Bundle, n: int | None) -> list[Item]:
 
 def measured(records: list[dict]) -> dict:
     """The rates of a model: attack by attack for the five at the end of the data, pooled by place
-    for all, and of the attack that succeeds most often."""
+    for all, of the attack that succeeds most often, and what was answered under all of them."""
     plain = [r for r in records if r["attack"] in ("none", "retention") or (
         r["attack"] in evaluation.ATTACKS and r["position"] == "end" and r["target"] == "witness")]
     attack, rate = evaluation.worst(records)
+    answers = evaluation.kinds_of_answers(r for r in records if r["position"])
     return evaluation.summarize(plain) | {"places": evaluation.by_place(records),
-                                          "worst": {"attack": attack, "rate": rate}}
+                                          "worst": {"attack": attack, "rate": rate},
+                                          "answers": answers}
 
 
 def answer(bundle: Bundle, items: list[Item], folder: Path, which: str) -> list[dict]:

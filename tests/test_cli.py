@@ -1,6 +1,7 @@
 """The command line says what was wrong in one sentence, and its help needs no torch."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -205,6 +206,7 @@ def test_evaluate_prints_rates_with_n_and_writes_records(tmp_path, capsys):
     assert cli.main(["evaluate", "secalign", "--n", "3", "--records", str(records)]) == 0
     out = capsys.readouterr().out
     assert "asr naive" in out and "(n=3)" in out
+    assert re.search(r"answers under attack: right +\d.*\(n=15\)", out)
     assert len(records.read_text().splitlines()) > 15
 
 

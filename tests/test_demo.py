@@ -21,8 +21,9 @@ def test_the_job_leaves_a_complete_run_folder(tiny_config, monkeypatch):
     rate = stored["secure"]["asr"]["naive"]
     assert set(rate) == {"value", "n", "low", "high"} and rate["n"] == 4
     assert set(stored["logprob"]["chosen"]) == {"before", "after"}
+    assert sum(rate["value"] for rate in stored["secure"]["answers"].values()) == pytest.approx(1)
     html = (folder / "report.html").read_text()
-    assert "<script" not in html and "Hacked!" in html
+    assert "<script" not in html and "Hacked!" in html and "What was answered" in html
     records = [json.loads(line) for line in (folder / "records_secure.jsonl").open()]
     assert len(records) == len((folder / "records_insecure.jsonl").read_text().splitlines())
     assert limits == [tiny_config.max_length]

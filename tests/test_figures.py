@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from secalign_kit import figures
-from secalign_kit.evaluation import Rate
+from secalign_kit.evaluation import KINDS, Rate, rate
 from secalign_kit.figures.diagram import _wrap
+from secalign_kit.figures.palette import ANSWERS as FILLS
 from secalign_kit.figures.palette import looks as looks_of
 
 RATE = Rate(0.75, 40, 0.6, 0.86)
@@ -59,6 +60,7 @@ POINTS = {
 DIAL = [{"strength": s, "asr": RATE, "attack": "ignore_completion", "utility": MORE, "margin": s}
         for s in (0, 0.5, 1)]
 MODELS = {model: {"naive": RATE, "hijack": MORE} for model in POINTS}
+ANSWERS = dict(zip(KINDS, (rate(k, 100) for k in (40, 3, 30, 27, 0, 0, 0, 0)), strict=True))
 CURVES = {"SecAlign": [(100, RATE), (10, RATE)], "StruQ": [(100, RATE), (20, RATE)]}
 
 
@@ -75,6 +77,7 @@ def every_figure():
         "tradeoff": figures.tradeoff(POINTS),
         "strength_dial": figures.strength_dial(DIAL),
         "attack_bars": figures.attack_bars(MODELS),
+        "answer_kinds": figures.answer_kinds({"insecure": ANSWERS, "secure": ANSWERS}),
         "rate_curves": figures.rate_curves(CURVES, "pairs", log_x=True),
     }
 
@@ -325,6 +328,28 @@ def test_attack_bars_show_every_rate_with_interval_and_n():
     for bad in ({}, {"insecure": {}}, dict.fromkeys("abcdefg", {"naive": RATE})):
         with pytest.raises(ValueError, match="at least one attack"):
             figures.attack_bars(bad)
+
+
+def test_answers_are_parts_of_a_whole_and_look_different():
+    fig = figures.answer_kinds({"insecure": ANSWERS, "secure $": {"obeyed": rate(0, 5),
+                                                                  "right": rate(5, 5)}})
+    ends = {round(float(bar.get_x() + bar.get_width())) for bar in fig.axes[0].patches}
+    assert ends == {0, 40, 43, 73, 100}
+    said = words(fig)
+    assert "obeyed 40.0" in said and "another answer 27.0" in said and "3.0" not in said.split()
+    assert "n = 100" in said and "secure $\nn = 5" in said
+    assert "refusal" not in said  # nobody did
+    assert set(FILLS) == set(KINDS)
+    looks = list(FILLS.values())
+    assert len({hatch for _, hatch, _ in looks if hatch}) == sum(bool(look[1]) for look in looks)
+    assert len({color for color, *_ in looks}) == len(looks)
+
+
+def test_answers_that_cannot_be_drawn_are_refused():
+    with pytest.raises(ValueError, match="'shouted' is no kind"):
+        figures.answer_kinds({"toy": {"shouted": RATE}})
+    with pytest.raises(ValueError, match="no answers"):
+        figures.answer_kinds({})
 
 
 def test_rate_curves_are_sorted_marked_and_say_n():

@@ -173,6 +173,17 @@ def test_places_of_one_model_only_are_not_measured_of_the_other():
         assert row.count("not measured") == 2
 
 
+def test_answers_under_attack_are_counted_but_not_those_that_nobody_gave():
+    assert "What was answered under attack" not in rendered()
+    found = {"obeyed": RATE, "refusal": ZERO, "right": ZERO}
+    html = rendered(summary={"insecure": {"answers": found}, "secure": {"answers": found}})
+    part = html.partition("What was answered under attack")[2].partition("</table>")[0]
+    assert part.count("75.0%") == 2 and 'row">refusal' not in part and 'row">right' not in part
+    html = rendered(summary={"secure": {"answers": found}})
+    row = html.partition('row">obeyed</th>')[2].partition("</tr>")[0]
+    assert row.count("not measured") == 1 and "lower" in row
+
+
 def test_the_page_names_the_versions_of_the_run():
     html = rendered()
     for name, version in training.versions().items():

@@ -12,6 +12,7 @@ come with Wilson intervals.
     responses  what the model answers, judged
     records    kept as JSON lines, and shown where they failed
     rates      counts with n and interval
+    kinds      what was answered instead
 """
 
 from .items import (
@@ -30,6 +31,7 @@ from .items import (
     shard,
 )
 from .judges import JUDGES, begins_with, contains, decided, matches, obeyed
+from .kinds import KINDS, kind_of_answer, kinds_of_answers
 from .rates import (
     Rate,
     by_place,
@@ -46,10 +48,11 @@ from .records import examples, failing, failing_lines, read_records, save_record
 from .responses import askable, closest_calls, evaluate, evaluate_file, generate
 
 __all__ = [
-    "ATTACKS", "Item", "JUDGES", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "askable",
+    "ATTACKS", "Item", "JUDGES", "KINDS", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "askable",
     "attacked_items", "begins_with", "by_place", "clean_items", "closest_calls", "contains",
     "counts", "decided", "diagram_item", "evaluate", "evaluate_file", "evaluation_items",
-    "examples", "failing", "failing_lines", "fidelity_items", "flatten", "generate", "matches",
+    "examples", "failing", "failing_lines", "fidelity_items", "flatten", "generate",
+    "kind_of_answer", "kinds_of_answers", "matches",
     "obeyed", "payload_items", "pooled", "rate", "read_records", "retention_items",
     "save_records", "shard", "summarize", "together", "utility_by_family", "worst",
 ]

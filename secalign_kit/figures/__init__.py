@@ -13,6 +13,7 @@ bars with Wilson intervals. Nothing is shown, saved or kept in global state; `pn
     tokens     log-probs token by token
     rates      rates over a number that was varied; the strength dial
     asr        attack success rates, attack by attack, place by place
+    answers    what was answered instead, as parts of a whole
     tradeoff   security beside utility
 
 Limits: texts are drawn in DejaVu Sans Mono, which has no Chinese or emoji; characters without a
@@ -20,6 +21,7 @@ glyph, and invisible ones, are written as their code point, `[U+202E]`. Long tex
 ellipsis in figures (never in data).
 """
 
+from .answers import answer_kinds
 from .asr import asr_bars, attack_bars, attack_places
 from .canvas import png
 from .diagram import diagram
@@ -33,8 +35,8 @@ from .training import compare_training, training_curves, trajectory
 from .weights import update_norms
 
 __all__ = [
-    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "asr_bars", "attack_bars",
-    "attack_places", "before_after", "compare_training", "diagram", "log_prob_clouds", "loss_curve",
-    "margin_histogram", "png", "rate_curves", "shift_scatter", "strength_dial", "token_strip",
-    "tradeoff", "training_curves", "trajectory", "update_norms",
+    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars",
+    "attack_bars", "attack_places", "before_after", "compare_training", "diagram",
+    "log_prob_clouds", "loss_curve", "margin_histogram", "png", "rate_curves", "shift_scatter",
+    "strength_dial", "token_strip", "tradeoff", "training_curves", "trajectory", "update_norms",
 ]

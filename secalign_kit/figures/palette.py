@@ -25,6 +25,16 @@ STYLE = (  # runs beside each other, in colours that have no other meaning: colo
     ("#8C510A", "--", "^"),
     ("#5E3C99", ":", "D"),
 )
+ANSWERS = {  # kind of answer -> what fills its part of a bar: colour, hatch, colour of words on it
+    "obeyed": (PALETTE["injection"], "", PAPER),
+    "obeyed in part": ("#F2C4C8", "xx", INK),
+    "right": (PALETTE["chosen"], "", PAPER),
+    "another answer": ("#D9D9D9", "", INK),
+    "instruction repeated": ("#9CCBE8", "||", INK),
+    "data repeated": ("#A6A6A6", "--", INK),
+    "refusal": ("#F3E0A6", "\\\\", INK),
+    "empty": (PAPER, "..", INK),
+}
 _ROLES = {  # how the name of a model or a curve begins -> the role whose colour it takes
     "insecure": "insecure", "undefended": "insecure", "secure": "secure", "secalign": "secure",
     "asr": "injection", "attack success": "injection",

@@ -58,11 +58,12 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
     "after"}, "rejected": ...} in nats per response, "seconds": float}. What is missing is shown as
     "not measured". `figures`: name -> PNG bytes, in the order to show; "diagram" opens the page,
     and names that begin with training, shift, token or asr get a title and a reading that fit.
-    A model may also have "places", as `evaluation.by_place` gives them, and "worst": {"attack",
-    "rate"}. `closest` are records of `evaluation.closest_calls`. `examples`: instruction, data,
-    injection_start, injection_end (a span of data), insecure, secure, expected. `config`: setting
-    -> value, shown as a table; `loss` and `sft_weight` decide what is said about the training
-    curve. Raises ValueError for a span outside its data or bytes that are no PNG.
+    A model may also have "places", as `evaluation.by_place` gives them, "worst": {"attack",
+    "rate"}, and "answers", as `evaluation.kinds_of_answers` gives them. `closest` are records of
+    `evaluation.closest_calls`. `examples`: instruction, data, injection_start, injection_end (a
+    span of data), insecure, secure, expected. `config`: setting -> value, shown as a table; `loss`
+    and `sft_weight` decide what is said about the training curve. Raises ValueError for a span
+    outside its data or bytes that are no PNG.
     """
     _check(figures, examples)
     models = {which: summary.get(which, {}) for which in WHICH}
@@ -73,6 +74,7 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
         utility={which: model.get("clean_utility") for which, model in models.items()},
         table=_table(*models.values()),
         places=_places(*(model.get("places", {}) for model in models.values())),
+        answers=_answers(*(model.get("answers", {}) for model in models.values())),
         worst={which: model.get("worst") for which, model in models.items()}, closest=closest,
         shift=_shift(summary.get("logprob", {})),
         images={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
@@ -142,6 +144,14 @@ def _places(*models: Mapping[str, Mapping]) -> list[tuple[str, str, list[Rate | 
                  for kind in dict.fromkeys(kind for rates in obeyed for kind in rates)]
         rows.append((f"right answer under all, {place}", "higher", [f.get("right") for f in found]))
     return rows
+
+
+def _answers(*models: Mapping[str, Rate]) -> list[tuple[str, str, list[Rate | None]]]:
+    """Rows of kinds that were answered, as those of `_table`."""
+    better = {"obeyed": "lower", "obeyed in part": "lower", "right": "higher"}
+    return [(kind, better.get(kind, ""), [rates.get(kind) for rates in models])
+            for kind in dict.fromkeys(kind for rates in models for kind in rates)
+            if any(rates.get(kind) and rates[kind].value for rates in models)]
 
 
 def _shift(logprob: Mapping[str, Mapping[str, float]]) -> list[dict]:
