@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from . import adapters, budget, fetch, ranks
+from . import adapters, budget, fetch, fused, ranks
 from .budget import Shape
 from .chat_format import CHAT, chat_format
 from .config import RunConfig
@@ -328,6 +328,8 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     for stage in stages:
         merge(model, stage)
     keep_gradients(model)
+    if device.startswith("cuda"):
+        fused.norms(model)
     model = expand_on_cpu(model) if four_bit else model
     for layer in model.modules():  # bitsandbytes does so at the first use, and changes the hash
         if getattr(layer, "compute_dtype", None) and getattr(layer, "bias", None) is not None:

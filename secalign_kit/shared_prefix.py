@@ -18,6 +18,7 @@ The decoder is called directly; for wrappers that hook `forward` (DDP, FSDP) see
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import warnings
@@ -35,6 +36,7 @@ from transformers import DynamicCache
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of prompt, chosen, rejected
 
 LOGITS = 2**23  # that exist at once, 32 MB in fp32; a smaller vocabulary gets by in one piece
+FEWEST, MOST = 2**22, 2**26  # on CUDA, where the share is a sixth of the batch's, between these
 WIDTHS = 16  # on CUDA a row's length is a multiple of this, as its attention kernels want a mask's
 
 
@@ -146,7 +148,7 @@ def _apart(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def score(model, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """log p of each target [N] in nats, [N], from the hidden state [N, H] that predicts it.
 
-    Never more than `LOGITS` logits at once, unless the LM head itself is trained.
+    Only a piece's logits exist at once, unless the LM head itself is trained.
     """
     base = base_of(model)
     head = base.get_output_embeddings()
@@ -154,13 +156,45 @@ def score(model, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     def of(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return -F.cross_entropy(logits(base, hidden).float(), target, reduction="none")
 
-    size = max(1, LOGITS // base.config.get_text_config().vocab_size)
+    size = piece(len(hidden), base.config.get_text_config().vocab_size, hidden.is_cuda)
     if not (torch.is_grad_enabled() and hidden.requires_grad):
         return torch.cat([of(*part) for part in
                           zip(hidden.split(size), target.split(size), strict=True)])
     if any(weight.requires_grad for weight in head.parameters()):
         return of(hidden, target)
-    return _Scored.apply(hidden, target, of, size)
+    if hidden.is_cuda:
+        return _Scored.apply(hidden, target, functools.partial(_sloped, base), size)
+    return _Scored.apply(hidden, target, functools.partial(_derived, of), size)
+
+
+def piece(tokens: int, vocabulary: int, cuda: bool) -> int:
+    """How many of so many tokens have logits at once.
+
+    A GPU reads the head's weights for every piece, so these are large where there are many tokens:
+    a sixth of them, which at 8 bytes a logit is 0.17 MB a token of Llama 3.1's vocabulary.
+    """
+    if not cuda:
+        return max(1, LOGITS // vocabulary)
+    return max(1, min(MOST // vocabulary, max(FEWEST // vocabulary, -(-tokens // 6))))
+
+
+def _derived(of: Callable, hidden: torch.Tensor, target: torch.Tensor) -> tuple:
+    """(log p [N], its gradient for the hidden states [N, H]), by autograd."""
+    value = of(hidden, target)
+    return value.detach(), torch.autograd.grad(value.sum(), hidden)[0]
+
+
+def _sloped(model, hidden: torch.Tensor, target: torch.Tensor) -> tuple:
+    """The same, of which log-softmax and its gradient are one buffer in fp32, written in place."""
+    scores = _row_of_logits(model, hidden)
+    exact = scores.detach()[0].to(torch.float32, copy=True)
+    exact -= exact.amax(-1, keepdim=True)
+    chosen = exact.gather(1, target[:, None])
+    total = exact.exp_().sum(-1, keepdim=True)
+    exact /= -total
+    exact.scatter_add_(1, target[:, None], torch.ones_like(chosen))
+    slope, = torch.autograd.grad(scores, hidden, exact[None].to(scores.dtype))
+    return (chosen - total.log())[:, 0], slope
 
 
 class _Scored(torch.autograd.Function):
@@ -171,14 +205,13 @@ class _Scored(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, target: torch.Tensor, of: Callable, size: int):
+    def forward(ctx, hidden: torch.Tensor, target: torch.Tensor, both: Callable, size: int):
         values, slopes = [], []
         for part, wanted in zip(hidden.detach().split(size), target.split(size), strict=True):
             with torch.enable_grad():
-                part = part.requires_grad_()
-                value = of(part, wanted)
-                slopes.append(torch.autograd.grad(value.sum(), part)[0])
-            values.append(value.detach())
+                value, slope = both(part.requires_grad_(), wanted)
+            values.append(value)
+            slopes.append(slope)
         ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(values)
 
@@ -218,8 +251,13 @@ def logits(model, hidden: torch.Tensor) -> torch.Tensor:
 
     What it does after the head (Gemma's soft cap, Cohere's and Granite's scaling) is in them.
     """
+    return _row_of_logits(model, hidden)[0]
+
+
+def _row_of_logits(model, hidden: torch.Tensor) -> torch.Tensor:
+    """The same as [1, N, V]; to take the row out would copy its gradient."""
     with _forward_of(decoder_of(model), lambda *args, **kwargs: _Given(hidden[None])):
-        return model(input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.long)).logits[0]
+        return model(input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.long)).logits
 
 
 # --- what each layer may look at ------------------------------------------------------------------

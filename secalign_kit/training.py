@@ -61,6 +61,7 @@ from trl import DPOConfig, DPOTrainer
 from . import (
     adapters,
     adversary,
+    fused,
     generation,
     models,
     pairs,
@@ -151,8 +152,22 @@ class PairTrainer(EncodedDPOTrainer):
         super().__init__(*args, **kwargs)
         self.objective, self.sft_weight, self.precision = objective, sft_weight, precision
         self.adversary = adversary
+        self.fused = self.model.device.type == "cuda" and not self.is_fsdp_enabled
         self.noted: list[torch.Tensor] = []
         self.noted_attacks: list[torch.Tensor] = []
+
+    def train(self, *args, **kwargs):
+        """As TRL's; on a GPU the layers run in fewer kernels (`fused.steps`)."""
+        with self.kernels():
+            return super().train(*args, **kwargs)
+
+    def kernels(self):
+        """The context of all steps, their backward passes included."""
+        if not self.fused:
+            return contextlib.nullcontext()
+        decoder = shared_prefix.decoder_of(shared_prefix.base_of(self.model))
+        # who asks for checkpointing wants the memory that expanded scales take
+        return fused.steps(self.model, decoder, expand=not self.args.gradient_checkpointing)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch of B pairs with N response tokens, a scalar.

@@ -226,6 +226,44 @@ def test_pieces_change_neither_loss_nor_gradient_and_keep_no_logits(monkeypatch)
     assert peaks[400, 4] < 60 and peaks[400, 400] > 1200
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_slope_written_in_place_is_autograds(dtype):
+    """As a GPU computes it; in bf16 the logits are rounded, what is made of them is not."""
+    model = large_head({"final_logit_softcapping": 5.0}).to(dtype)
+    hidden = 3 * torch.randn(24, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+    target, found = torch.arange(24), {}
+
+    def of(hidden, target):
+        scores = shared_prefix.logits(model, hidden).float()
+        return -torch.nn.functional.cross_entropy(scores, target, reduction="none")
+
+    for name, both in (("in place", lambda *x: shared_prefix._sloped(model, *x)),
+                       ("autograd", lambda *x: shared_prefix._derived(of, *x))):
+        leaf = hidden.clone().requires_grad_()
+        values = shared_prefix._Scored.apply(leaf, target, both, 24)
+        values.sum().backward()
+        found[name] = values.detach(), leaf.grad
+    one, other = found["in place"], found["autograd"]
+    torch.testing.assert_close(one[0], other[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one[1], other[1],
+                               **(dict(atol=1e-3, rtol=2**-7) if dtype == torch.bfloat16 else {}))
+    model, most = large_head({"final_logit_softcapping": None}).bfloat16(), []
+    for both in (lambda *x: shared_prefix._sloped(model, *x),
+                 lambda *x: shared_prefix._derived(of, *x)):
+        with Peak() as peak:
+            both(hidden.bfloat16().requires_grad_(), target)
+        most.append((peak.most - 20_000 * 32 * 2) / (24 * 20_000))  # a view of the head counts too
+    assert most[0] < 8.2 and most[1] > 12  # bytes a logit
+
+
+def test_a_gpus_pieces_grow_with_the_batch():
+    for tokens, most in ((300, 64), (1000, 200), (5000, 523)):
+        size = shared_prefix.piece(tokens, 128256, cuda=True)
+        assert size <= most and 8 * 128256 * size / tokens < 0.2e6  # bytes a token
+        assert -(-tokens // size) <= 10  # each reads a head of 1 GB
+    assert shared_prefix.piece(5000, 2048, cuda=False) == 4096  # as results were computed
+
+
 def test_without_gradients_the_pieces_are_the_whole(monkeypatch):
     model = large_head()
     hidden, target = torch.randn(9, 32), torch.arange(9)
