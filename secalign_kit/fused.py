@@ -182,13 +182,16 @@ class _Adapted(torch.autograd.Function):
         x, low, a, b = ctx.saved_tensors
         rows, slope = x.flatten(0, -2), slope.flatten(0, -2)
         deep = slope @ b
-        back = None
+        back = of_a = of_b = None  # what is not asked for: an adversary moves its inputs only
         if ctx.needs_input_grad[0]:
             weight = ctx.base.weight
             back = (slope @ dequantize_4bit(weight.view(-1, 1), weight.quant_state).to(HALF)
                     ).addmm_(deep, a).view(x.shape)
-        of_b = (slope.T @ low).float() * ctx.scaling
-        return back, (deep.T @ rows).float(), of_b, None, None, None, None
+        if ctx.needs_input_grad[1]:
+            of_a = (deep.T @ rows).float()
+        if ctx.needs_input_grad[2]:
+            of_b = (slope.T @ low).float() * ctx.scaling
+        return back, of_a, of_b, None, None, None, None
 
 
 # --- rotary embedding -----------------------------------------------------------------------------
