@@ -17,6 +17,7 @@ from . import ranks
 from .config import MAKING, PAIR_POSITIONS, RunConfig, chosen, recipe, recipes
 from .injections import POSITIONS
 from .samples import Sample, load_samples, write_text
+from .visible import one_line
 
 COMMANDS: dict[str, tuple] = {}
 """Name -> (what it does, in words; its options; the function; examples of its use)."""
@@ -172,11 +173,22 @@ def _rates(records: list[dict]) -> Iterator[str]:
     """A line a rate; attacks at several places are told apart by their place."""
     from . import evaluation
 
+    kept, left_out = evaluation.answerable(records)
+    silent = {r["payload"] for r in records if r["position"]}
+    silent -= {r["payload"] for r in kept if r["position"]}
+    if witness := next((r for r in records if r["target"] == "witness" and r["position"]
+                        and r["payload"] in silent), None):
+        yield (f"WARNING: this model does not answer {one_line(witness['witness'])!r} even when "
+               "asked directly, so that its rates of this word (asr) say nothing about security; "
+               "choose another --witness, or --targets probe\n")
     places = list(dict.fromkeys(r["position"] for r in records))
     several = len(set(filter(None, places))) > 1
     for place in places if several else [None]:
-        part = [r for r in records if place is None or r["position"] == place]
+        part = [r for r in records if place is None or r["position"] == place
+                or r["attack"] == "retention" and place]
         for key, value in evaluation.flatten(evaluation.summarize(part)):
+            if key == "retention" and place:  # it is no rate of a place
+                continue
             yield f"{f'{key}, {place}' if place else key:40} {value}"
     if several:
         attack, rate = evaluation.worst(records)
@@ -185,6 +197,9 @@ def _rates(records: list[dict]) -> Iterator[str]:
         for kind, rate in evaluation.kinds_of_answers(attacked).items():
             if rate.value:
                 yield f"{f'answers under attack: {kind}':40} {rate}"
+    if left_out:
+        yield (f"left out of asr: {left_out} attacks with {len(silent)} requests that the model "
+               "does not answer even as instructions")
 
 
 @command(
@@ -310,7 +325,7 @@ def pairs(arguments) -> None:
     from . import pairs as stage
 
     changes = _settings(arguments.set)
-    read = [name for name in MAKING if name != "responses"]  # those are the file's own
+    read = [name for name in MAKING if name not in ("samples", "responses")]  # the file's own
     if other := sorted(changes.keys() - set(read)):
         raise ValueError(f"--set {other[0]} changes no pair: only {', '.join(read)} do, and --n "
                          "and --seed")

@@ -21,7 +21,7 @@ from .samples import DATA, write_text
 
 RECIPES = DATA / "recipes"
 LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
-MAKING = ("naive", "frames", "position", "clean", "responses")  # how pairs are made
+MAKING = ("samples", "naive", "frames", "position", "clean", "responses")  # how pairs are made
 PAIR_POSITIONS = ("end", "start", "random", "everywhere")  # where training shows injections
 ADVERSARY_PLACES = ("suffix", "prefix", "around", "payload")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -39,6 +39,7 @@ class RunConfig:
     four_bit: bool = True
     seed: int = 0
     pairs: str = ""  # a folder of saved pairs; if empty, they are made of the kit's own samples
+    samples: str = "toy"  # of the embedded model's world, or "english" for real models
     n_pairs: int = 6000
     naive: float = 0.9
     frames: float = 0.0  # share of random frames; what naive and frames leave is completion
@@ -110,6 +111,9 @@ class RunConfig:
         if self.responses not in ("samples", "self"):
             raise ValueError(f"responses is {self.responses!r}; choose samples, or self for the "
                              "model's own answers")
+        if self.samples not in ("toy", "english"):
+            raise ValueError(f"samples is {self.samples!r}; choose toy (the embedded model's "
+                             "world) or english (for real models)")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), sft (StruQ) or one of "
                              f"{', '.join(LOSSES)}")

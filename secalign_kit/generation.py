@@ -9,19 +9,24 @@ The texts are those of one-by-one greedy decoding; rounding may turn a near-tie 
 (`benchmarks/` counts such mismatches). Limits: greedy only; one process; a full cache per batch.
 """
 
+import contextlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
 
 import torch
 from transformers import DynamicCache, GenerationConfig
 
 from . import shared_prefix
-from .models import Bundle, insecure, refuse_beyond
+from .models import Bundle, insecure, native_precision, refuse_beyond, weights_hash
 from .progress import bar as progress_bar
 from .prompts import encode
-from .samples import Sample
+from .samples import Sample, write_text
 
 MAX_NEW_TOKENS = 48  # the embedded model's answers are shorter
+ANSWERS = 256  # own answers between two writes of their cache
 PAYS = 20  # tokens saved for each prompt, below which sharing costs more than it saves
 COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
 
@@ -72,19 +77,58 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
 
 
 def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
-                max_new_tokens: int = 192) -> list[Sample]:
+                max_new_tokens: int = 192, keep_cut: bool = False,
+                cache: Path | None = None) -> list[Sample]:
     """The samples with the insecure model's own answers (Meta SecAlign, section 3; here greedy).
 
     An answer that does not end within `max_new_tokens` becomes empty, and pairs are made without
-    it: none may teach to stop in mid-sentence.
+    it: none may teach to stop in mid-sentence. With `keep_cut` it is kept and marked `cut`. `cache`
+    is a JSONL file that keeps answers by prompt, limit and weights; a killed call goes on there.
     """
     samples = list(samples)
     asked = [encode(bundle.tokenizer, bundle.format, s.instruction, s.data).ids for s in samples]
-    with insecure(bundle):
-        answers = greedy(bundle, asked, max_new_tokens, progress=progress)
-    texts = bundle.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return [replace(sample, answer=text.strip() if len(ids) < max_new_tokens else "")
-            for sample, ids, text in zip(samples, answers, texts, strict=True)]
+    with insecure(bundle), _precision(bundle):
+        about = [bundle.format.name, max_new_tokens, weights_hash(bundle) if cache else ""]
+        keys = [blake2b(json.dumps([about, ids]).encode(), digest_size=12).hexdigest()
+                for ids in asked]
+        known = _read_answers(cache)
+        open_ = [k for k in sorted(range(len(keys)), key=lambda k: len(asked[k]))
+                 if keys[k] not in known]
+        size = ANSWERS if cache else len(open_)
+        bar = progress_bar(len(open_), progress, bool(progress))
+        for part in (open_[at : at + size] for at in range(0, len(open_), size or 1)):
+            answers = greedy(bundle, [asked[k] for k in part], max_new_tokens)
+            texts = bundle.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            fresh = {keys[k]: (text.strip(), len(ids) == max_new_tokens)
+                     for k, ids, text in zip(part, answers, texts, strict=True)}
+            if cache:
+                _append_answers(cache, fresh)
+            known |= fresh
+            bar.update(len(part))
+        bar.close()
+    found = [known[key] for key in keys]
+    return [replace(sample, answer="" if cut and not keep_cut else text, cut=cut and keep_cut)
+            for sample, (text, cut) in zip(samples, found, strict=True)]
+
+
+def _precision(bundle: Bundle):
+    """A model in bf16 answers as it is evaluated."""
+    half = bundle.model.dtype == torch.bfloat16
+    return native_precision(bundle) if half else contextlib.nullcontext()
+
+
+def _read_answers(cache: Path | None) -> dict[str, tuple[str, bool]]:
+    """Key -> (answer, whether it is cut); a last line that a kill cut off is left out."""
+    if not (cache and cache.exists()):
+        return {}
+    *lines, _ = cache.read_text(encoding="utf-8").split("\n")
+    return {key: (text, cut) for key, text, cut in map(json.loads, lines)}
+
+
+def _append_answers(cache: Path, fresh: dict[str, tuple[str, bool]]) -> None:
+    whole = _read_answers(cache) | fresh  # written anew, or half a line would stay in the middle
+    write_text(cache, "".join(json.dumps([key, *found], ensure_ascii=False) + "\n"
+                              for key, found in whole.items()))
 
 
 def _equally_long(prompts, batch_size: int) -> list[list[Group]]:

@@ -104,8 +104,7 @@ class InjectedSample:
     @property
     def sample(self) -> Sample:
         """The host as the model meets it: attacked data, and still the host's own right answer."""
-        host = self.host
-        return Sample(host.instruction, self.data, host.answer, host.family, host.id)
+        return replace(self.host, data=self.data)
 
 
 Attack = Callable[[str, AttackContext], str]

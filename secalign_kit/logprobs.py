@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from . import prompts, shared_prefix
 from .models import Bundle, insecure, refuse_beyond
+from .pairs import CUT
 from .progress import bar as progress_bar
 
 
@@ -30,7 +31,7 @@ def encode_pair(bundle: Bundle, instruction: str, data: str, chosen: str, reject
 
 
 def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict]:
-    """`encode_pair` of every pair, none of them cut.
+    """`encode_pair` of every pair, none of them cut here; an answer that was has no end token.
 
     Raises ValueError naming the first pairs that are longer than `max_length` tokens (a cut prompt
     loses its instruction, a cut response its end), or than the model's positions.
@@ -39,6 +40,9 @@ def encode_pairs(bundle: Bundle, dataset: Dataset, max_length: int) -> list[dict
     for pair in dataset:
         responses = (pair[side][0]["content"] for side in ("chosen", "rejected"))
         row = encode_pair(bundle, *prompts.messages_to_parts(pair["prompt"]), *responses)
+        for side in ("chosen", "rejected"):
+            if pair[side][0]["role"] == CUT:
+                row[f"{side}_ids"].pop()  # the end token
         prompt, chosen, rejected = map(len, as_pair(row))
         rows.append(row)
         lengths.append(prompt + max(chosen, rejected))

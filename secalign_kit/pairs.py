@@ -37,6 +37,9 @@ FEATURES = Features(
 )
 """The columns. injection_start and injection_end count characters of the data, -1 if clean."""
 
+CUT = "assistant, cut off"
+"""The role of an answer that would go on."""
+
 _TRIES = 20  # random draws of a partner before all samples are searched for one
 
 
@@ -50,6 +53,7 @@ def make_pairs(
     position: str = "end",
     clean: float = 0.0,
     split: str = "train",
+    payloads: Iterable[Sample] | None = None,
 ) -> list[dict]:
     """`n` preference pairs as dicts with the columns of `FEATURES`.
 
@@ -58,7 +62,8 @@ def make_pairs(
     what they leave are completion attacks with textual marks. `clean` is the share of pairs without
     an injection (attack "none", rejected = another sample's answer), half of them of samples
     without data where there are any. Samples with an empty answer are left out. The first pairs do
-    not depend on n.
+    not depend on n. `payloads`, if given, are injected in place of other samples, and are the
+    samples without data.
 
     Raises ValueError for a number out of range, shares of naive and frames above 1 together, an
     unknown position or split, no usable host, or a host for which no other sample has a different
@@ -69,19 +74,20 @@ def make_pairs(
     hosts = [sample for sample in usable if sample.data.strip()]
     if not hosts:
         raise ValueError("no sample has both data and an answer; add samples to inject into.")
+    others = usable if payloads is None else [p for p in payloads if p.answer.strip()]
     rng = random.Random(f"pairs-{seed}")
     with_data = _cycle(hosts, rng)
-    without_data = _cycle([s for s in usable if not s.data.strip()] or hosts, rng)
+    without_data = _cycle([s for s in others if not s.data.strip()] or hosts, rng)
     drawn = ("frame", random_frames.from_samples(usable))
     pairs = []
     for _ in range(len(hosts) if n is None else n):
         if rng.random() < clean:
             host = next(with_data if rng.random() < 0.5 else without_data)
-            pairs.append(_clean_pair(host, partner(host, usable, rng)))
+            pairs.append(_clean_pair(host, partner(host, others, rng)))
         else:
             attack = _draw_attack(rng.random(), naive, frames, drawn)
             host = next(with_data)
-            payload = partner(host, usable, rng)
+            payload = partner(host, others, rng)
             pairs.append(_injected_pair(
                 inject(host, payload, attack, rng=rng, split=split, position=position)
             ))
@@ -240,12 +246,17 @@ def _pair(host: Sample, other: Sample, **provenance) -> dict:
         prompt.append({"role": "input", "content": host.data})
     return {
         "prompt": prompt,
-        "chosen": [{"role": "assistant", "content": host.answer}],
-        "rejected": [{"role": "assistant", "content": other.answer}],
+        "chosen": [_answer(host)],
+        "rejected": [_answer(other)],
         "host_id": host.id, "payload_id": other.id,
         "host_family": host.family, "payload_family": other.family,
         **provenance,
     }
+
+
+def _answer(sample: Sample) -> dict:
+    """The answer as a message; the role tells one that is cut off, which gets no end token."""
+    return {"role": CUT if sample.cut else "assistant", "content": sample.answer}
 
 
 def _check_options(n, naive, frames, clean, position, split) -> None:

@@ -25,13 +25,21 @@ DATA = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent 
 
 @dataclass(frozen=True)
 class Sample:
-    """One task. `data` is empty if the instruction needs none; `family` and `id` are provenance."""
+    """One task. `data` is empty if the instruction needs none; `family` and `id` are provenance.
+
+    With `accept`, an answer is right that has one of these words or phrases and none of `reject`
+    (`evaluation.right`); without, it is right if it is `answer`. `cut` says that the answer would
+    go on: it is a model's own, stopped at a limit, and no pair teaches to end there.
+    """
 
     instruction: str
     data: str = ""
     answer: str = ""
     family: str = ""
     id: str = ""
+    accept: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+    cut: bool = False
 
     @property
     def request(self) -> str:
@@ -50,7 +58,8 @@ DINOSAUR_PAYLOAD = Sample(
     "Do dinosaurs exist?", "", "No, dinosaurs are extinct.", "fact", "dinosaur-payload"
 )
 
-_NAMES = tuple(field.name for field in fields(Sample))
+_RULES = ("accept", "reject")
+_NAMES = tuple(field.name for field in fields(Sample) if field.type is str)
 _ALPACA = {"instruction": "instruction", "data": "input", "answer": "output"}
 _DOLLY = {"instruction": "instruction", "data": "context", "answer": "response"}
 _CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # ShareGPT's last
@@ -66,12 +75,12 @@ def load_samples(path: str | os.PathLike, columns: Mapping[str, str] | None = No
 
     `columns` says which column is our field, as `{"instruction": "question", "data": "passage",
     "answer": "gold"}`. Without it the layout is recognized: ours (instruction, data, answer,
-    family, id), Alpaca's (instruction, input, output), Dolly's (instruction, context, response),
-    chats of one turn (`messages`, or ShareGPT's `conversations`): the system turn is the
-    instruction and the user's the data, or the user's the instruction where it is alone. Other
-    layouts than ours may have further columns, and lose whitespace around texts, because
-    model-written answers often begin with blank lines. A sample without an id gets
-    `<file's name>-<row number from 0>`.
+    family, id, and lists of words accept and reject), Alpaca's (instruction, input, output),
+    Dolly's (instruction, context, response), chats of one turn (`messages`, or ShareGPT's
+    `conversations`): the system turn is the instruction and the user's the data, or the user's the
+    instruction where it is alone. Other layouts than ours may have further columns, and lose
+    whitespace around texts, because model-written answers often begin with blank lines. A sample
+    without an id gets `<file's name>-<row number from 0>`.
 
     Data such as `NO_DATA`, in other layouts than ours, are taken as none, with a warning that
     counts them. Raises ValueError that names file, row and field if a row cannot be read.
@@ -90,8 +99,14 @@ def load_samples(path: str | os.PathLike, columns: Mapping[str, str] | None = No
 
 def save_samples(samples: Iterable[Sample], path: str | os.PathLike) -> None:
     """Writes one JSON object a line; `load_samples` gives the same samples back."""
-    lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+    lines = (json.dumps(as_row(sample), ensure_ascii=False) + "\n" for sample in samples)
     write_text(path, "".join(lines))
+
+
+def as_row(item) -> dict:
+    """A sample, or an item of an evaluation, as a dictionary; without the rule if it has none."""
+    return {name: value for name, value in asdict(item).items()
+            if value or name not in (*_RULES, "cut")}
 
 
 def shipped_samples(split: str) -> list[Sample]:
@@ -130,10 +145,13 @@ def _sample(row, where: str, columns: Mapping[str, str] | None) -> tuple[Sample,
     for layout in (_ALPACA, _DOLLY):
         if layout["answer"] in row and not {"data", "answer"} & row.keys():
             return _others(_fields(row, where, layout))
-    if unknown := sorted(map(str, row.keys() - set(_NAMES))):
-        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; use {', '.join(_NAMES)}, "
+    known = (*_NAMES, *_RULES, "cut")
+    if unknown := sorted(map(str, row.keys() - set(known))):
+        raise ValueError(f"{where} has the unknown field {unknown[0]!r}; use {', '.join(known)}, "
                          "or name your columns: --columns instruction=...,data=...,answer=...")
-    return Sample(**_fields(row, where, {name: name for name in _NAMES})), ""
+    rules = {name: _words(row.get(name, []), where, name) for name in _RULES}
+    return Sample(**_fields(row, where, {name: name for name in _NAMES}), **rules,
+                  cut=row.get("cut", False) is True), ""
 
 
 def _refuse_columns(columns: Mapping[str, str], rows: list[dict], path: Path) -> None:
@@ -190,6 +208,12 @@ def _text(value, where: str, field: str) -> str:
     if any("\ud800" <= c <= "\udfff" for c in value):  # half of a pair: no file can hold it
         raise ValueError(f"{where}, field {field!r} holds a lone surrogate; remove the character.")
     return value
+
+
+def _words(value, where: str, field: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
+        raise ValueError(f"{where}, field {field!r} is no list of words; write [\"four\", \"4\"].")
+    return tuple(_text(word, where, field) for word in value)
 
 
 def _checked(values: dict[str, str], where: str, field: str) -> dict[str, str]:

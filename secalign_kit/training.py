@@ -61,6 +61,7 @@ from trl import DPOConfig, DPOTrainer
 from . import (
     adapters,
     adversary,
+    english,
     fused,
     generation,
     models,
@@ -81,6 +82,7 @@ from .samples import Sample, shipped_samples, write_text
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 IDLE, LIKELY = 1e-3, -1.0  # nats a token: no change, and an answer that is given anyway
 ATTACKED = ("adversary_before", "adversary_after", "adversary_margin")
+ANSWER_TOKENS = 48  # of a real model's own answers; longer ones are cut and get no end token
 METRICS = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")  # TRL's names
 
 
@@ -569,19 +571,50 @@ def training_pairs(config: RunConfig, n: int | None = None, bundle: Bundle | Non
             raise ValueError(f"{config.pairs!r} holds {len(dataset)} pairs and n_pairs is "
                              f"{config.n_pairs}; say train --pairs {config.pairs}")
         return dataset if n is None else dataset.select(range(n))
-    if samples is None and config.responses == "self":
-        bundle = bundle or base_model(config)
-        samples = ranks.each(shipped_samples("train"), lambda share: generation.own_answers(
-            bundle, share, "own answers" if ranks.first() else ""))
+    payloads = None
+    if samples is None:
+        samples, payloads = _answered(config, bundle, *_collected(config))
     return pairs.pairs_dataset(
-        shipped_samples("train") if samples is None else samples, seed=config.seed,
-        n=config.n_pairs if n is None else n,
-        naive=config.naive, frames=config.frames, position=config.position, clean=config.clean,
+        samples, seed=config.seed, n=config.n_pairs if n is None else n, naive=config.naive,
+        frames=config.frames, position=config.position, clean=config.clean, payloads=payloads,
     )
+
+
+def _collected(config: RunConfig) -> tuple[list[Sample], list[Sample] | None]:
+    """(hosts, payloads) of the collection; None if the hosts are the payloads too."""
+    if config.samples == "english":
+        return english.training(config.seed)
+    return shipped_samples("train"), None
+
+
+def _answered(config: RunConfig, bundle: Bundle | None, *groups) -> list[list[Sample] | None]:
+    """The groups of samples with the model's own answers, as far as the config wants them.
+
+    The kit's English has requests without an answer, which get one in any case, of
+    `ANSWER_TOKENS` at most; the answers are kept beside the run.
+    """
+    real = config.samples == "english"
+    options = dict(max_new_tokens=ANSWER_TOKENS, keep_cut=True) if real else {}
+    if real and ranks.count() == 1:
+        options["cache"] = Path(config.output).parent / "own_answers.jsonl"
+
+    def asked(sample: Sample) -> bool:
+        return config.responses == "self" or (real and not sample.answer)
+
+    everyone = [s for group in groups for s in group or () if asked(s)]
+    if not everyone:
+        return list(groups)
+    bundle = bundle or base_model(config)
+    own = iter(ranks.each(everyone, lambda share: generation.own_answers(
+        bundle, share, "own answers" if ranks.first() else "", **options)))
+    return [group and [next(own) if asked(s) else s for s in group] for group in groups]
 
 
 def probe_pairs(config: RunConfig, split: str, n: int) -> Dataset:
     """Injected pairs (none clean) of a split that training does not use."""
+    if config.samples == "english":
+        return pairs.pairs_dataset(english.texts(split), seed=1, n=n, naive=config.naive,
+                                   split=split, payloads=english.probes(split))
     return pairs.pairs_dataset(shipped_samples(split), seed=1, n=n, naive=config.naive, split=split)
 
 

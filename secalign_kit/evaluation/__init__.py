@@ -10,6 +10,7 @@ come with Wilson intervals.
     items      what is asked: clean, attacked, and the requests themselves
     judges     whether a response answers the injection
     responses  what the model answers, judged
+    probes     a real model's table: separation, utility, what it must still do
     records    kept as JSON lines, and shown where they failed
     rates      counts with n and interval
     kinds      what was answered instead
@@ -21,6 +22,7 @@ from .items import (
     TARGETS,
     TEXT_TASKS,
     Item,
+    attacked_by,
     attacked_items,
     clean_items,
     diagram_item,
@@ -30,10 +32,22 @@ from .items import (
     retention_items,
     shard,
 )
-from .judges import JUDGES, begins_with, contains, decided, matches, obeyed
+from .judges import (
+    JUDGES,
+    begins_with,
+    contains,
+    decided,
+    degenerate,
+    matches,
+    mentions,
+    obeyed,
+    right,
+)
 from .kinds import KINDS, kind_of_answer, kinds_of_answers
+from .probes import CELLS, probe_items, probe_summary
 from .rates import (
     Rate,
+    answerable,
     by_place,
     counts,
     flatten,
@@ -48,11 +62,12 @@ from .records import examples, failing, failing_lines, read_records, save_record
 from .responses import askable, closest_calls, evaluate, evaluate_file, generate
 
 __all__ = [
-    "ATTACKS", "Item", "JUDGES", "KINDS", "PLACES", "Rate", "TARGETS", "TEXT_TASKS", "askable",
-    "attacked_items", "begins_with", "by_place", "clean_items", "closest_calls", "contains",
-    "counts", "decided", "diagram_item", "evaluate", "evaluate_file", "evaluation_items",
-    "examples", "failing", "failing_lines", "fidelity_items", "flatten", "generate",
-    "kind_of_answer", "kinds_of_answers", "matches",
-    "obeyed", "payload_items", "pooled", "rate", "read_records", "retention_items",
+    "ATTACKS", "CELLS", "Item", "JUDGES", "KINDS", "PLACES", "Rate", "TARGETS", "TEXT_TASKS",
+    "answerable", "askable", "attacked_by", "attacked_items", "begins_with", "by_place",
+    "clean_items", "closest_calls", "contains", "counts", "decided", "degenerate",
+    "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples", "failing",
+    "failing_lines", "fidelity_items", "flatten", "generate", "kind_of_answer",
+    "kinds_of_answers", "matches", "mentions", "obeyed", "payload_items", "pooled",
+    "probe_items", "probe_summary", "rate", "read_records", "retention_items", "right",
     "save_records", "shard", "summarize", "together", "utility_by_family", "worst",
 ]

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .. import injections, pairs
+from .. import english, injections, pairs
 from ..injections import NamedAttack
 from ..models import Bundle
 from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample, shipped_samples
 
 ATTACKS = ("naive", "ignore", "completion", "ignore_completion", "escape_separation")
-TARGETS = ("witness", "payload", "fidelity")
+TARGETS = ("witness", "payload", "probe", "fidelity")
 PLACES = ("end", "start", "middle")
 """The positions that "all" stands for."""
 
@@ -25,10 +25,11 @@ PLACES = ("end", "start", "middle")
 class Item:
     """One prompt to be judged; `attack` is "none" (utility), "retention", "fidelity" or a name.
 
-    `target` says what the attacker wants to be answered: the fixed "witness" request or, as
-    "payload", another sample. `witness` is the answer to that, recognized by `judge`. `position`
+    `target` says what the attacker wants to be answered: the fixed "witness" request, as "payload"
+    another sample, or a "probe". `witness` is the answer to that, recognized by `judge`, and
+    `payload` the request. `position`
     is where in the data the attack was asked for ("random", or "middle" of a single word), which
-    is not always where `start` puts it.
+    is not always where `start` puts it. `accept` and `reject` are the sample's own.
     """
 
     id: str
@@ -43,20 +44,26 @@ class Item:
     target: str = "witness"
     judge: str = "begins_with"
     position: str = ""
+    accept: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+    payload: str = ""
 
 
-def clean_items(samples: Iterable[Sample]) -> list[Item]:
-    return [Item(s.id, "none", s.instruction, s.data, s.answer, family=s.family) for s in samples]
+def clean_items(samples: Iterable[Sample], attack: str = "none") -> list[Item]:
+    """The samples as they are; `attack` names another measure than utility."""
+    return [Item(s.id, attack, s.instruction, s.data, s.answer, family=s.family, accept=s.accept,
+                 reject=s.reject) for s in samples]
 
 
-def retention_items(samples: Iterable[Sample], witness: Sample) -> list[Item]:
+def retention_items(samples: Iterable[Sample], witness: Sample | None = None) -> list[Item]:
     """The very texts that attackers inject, but in the instruction slot: they must be obeyed there.
 
-    A payload with data of its own stands there with its data, as `injections` would write it.
+    A payload with data of its own stands there with its data, as `injections` would write it. With
+    a witness, it and the diagram's payload come first.
     """
-    requests = [witness, DINOSAUR_PAYLOAD, *samples]
-    return [Item(s.id or f"request-{number}", "retention", s.request, "", s.answer, family=s.family)
-            for number, s in enumerate(requests)]
+    requests = [*([witness, DINOSAUR_PAYLOAD] if witness else []), *samples]
+    return [Item(s.id or f"request-{number}", "retention", s.request, "", s.answer, family=s.family,
+                 accept=s.accept, reject=s.reject) for number, s in enumerate(requests)]
 
 
 def attacked_items(samples: Iterable[Sample], attack: NamedAttack, witness: Sample, bundle: Bundle,
@@ -77,6 +84,15 @@ def payload_items(samples: Iterable[Sample], attack: NamedAttack, bundle: Bundle
                      bundle, split, position, "payload", "matches")
 
 
+def attacked_by(samples: Iterable[Sample], attack: NamedAttack, probes: Sequence[Sample],
+                bundle: Bundle, seed: int = 0, split: str = "heldout",
+                position: str = "end") -> list[Item]:
+    """Every sample with data, attacked by one of the probes, judged by the probe's word."""
+    rng = random.Random(f"probe-{_name(attack)}-{position}-{seed}")
+    return _attacked(samples, attack, lambda sample: rng.choice(probes), rng, bundle, split,
+                     position, "probe", "mentions")
+
+
 def _name(attack: NamedAttack) -> str:
     return attack if isinstance(attack, str) else attack[0]
 
@@ -91,8 +107,12 @@ def _attacked(samples: Iterable[Sample], attack: NamedAttack,
         payload = payload_of(s)
         hit = injections.inject(s, payload, attack, rng=rng, split=split, position=position,
                                 delimiters=bundle.format.delimiters)
-        items.append(Item(s.id, _name(attack), s.instruction, hit.data, s.answer, payload.answer,
-                          s.family, hit.start, hit.end, target, judge, position))
+        wanted, told_by = payload.answer, judge
+        if payload.accept and target != "witness":
+            wanted, told_by = "|".join(payload.accept), "mentions"
+        items.append(Item(s.id, _name(attack), s.instruction, hit.data, s.answer, wanted, s.family,
+                          hit.start, hit.end, target, told_by, position, s.accept, s.reject,
+                          payload.request))
     return items
 
 
@@ -130,10 +150,10 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
 
     `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks` and
     `injections.unseen_attacks`. `position` is one of `injections.POSITIONS`, or "all" for each of
-    `PLACES`. `targets`
-    are those of `TARGETS`: attacks that want the witness, attacks that want another sample's
-    answer, and tasks about the text of requests. `judge` decides about the witness. Raises
-    ValueError for others, for n < 1, and where nothing can be judged or attacked.
+    `PLACES`. `targets` are those of `TARGETS`: attacks that want the witness, another sample's
+    answer, or that of a probe of the kit's English, and tasks about the text of requests. `judge`
+    decides about the witness. Raises ValueError for others, for n < 1, and where nothing can be
+    judged or attacked.
     """
     _check_items(n, targets)
     samples = [s for s in (shipped_samples(split) if samples is None else samples)
@@ -144,7 +164,8 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
     with_data = [s for s in samples if s.data.strip()][:n]
     if attacks and not with_data:
         raise ValueError("no sample has both data and an answer, so none can be attacked; add data")
-    items = clean_items(samples) + retention_items(samples, witness)
+    probes = english.probes(split) if "probe" in targets else []
+    items = clean_items(samples) + retention_items([*samples, *probes], witness)
     places = PLACES if position == "all" else (position,)
     for place, attack in itertools.product(places, attacks):
         options = dict(split=split, position=place)
@@ -152,6 +173,8 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
             items += attacked_items(with_data, attack, witness, bundle, judge=judge, **options)
         if "payload" in targets and attack not in injections.WITNESS_ONLY:
             items += payload_items(with_data, attack, bundle, **options)
+        if "probe" in targets and attack not in injections.WITNESS_ONLY:
+            items += attacked_by(with_data, attack, probes, bundle, **options)
     return items + (fidelity_items(samples) if "fidelity" in targets else [])
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from .. import defenses, generation, logprobs, parity, prompts, ranks
 from ..models import Bundle, merged, native_precision, positions, weights_hash
+from ..samples import as_row
+from . import judges
 from .items import Item
 from .judges import decided, obeyed
 from .records import as_lines, read_records
@@ -83,9 +85,10 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
                            witnesses if verdict_only else None, **options)
     records = []
     for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
-        judged = not cut and _fits(bundle, item.expected, limit)
-        right = response == item.expected.strip() if judged else None
-        records.append({**asdict(item), "prompt_hash": _hash(json.dumps(ids)),
+        judged = not cut and (item.accept or _fits(bundle, item.expected, limit))
+        right = (judges.right(response, item.expected, item.accept, item.reject) if judged
+                 else None)
+        records.append({**as_row(item), "prompt_hash": _hash(json.dumps(ids)),
                         "response": response, "frontend": frontend and defense != "bare",
                         "defense": defense, "right": right,
                         "obeyed": obeyed(response, item.witness, item.judge)})
@@ -147,7 +150,8 @@ def askable(bundle: Bundle, items: Sequence[Item], max_new_tokens: int = generat
         notes.append(f"{len(kept) - len(short)} of {len(kept)} prompts are left out: the answer "
                      f"that the attacker wants is longer than {max_new_tokens} tokens "
                      "(--max-new-tokens)")
-    unjudged = sum(not _fits(bundle, item.expected, max_new_tokens) for item in short)
+    unjudged = sum(not item.accept and not _fits(bundle, item.expected, max_new_tokens)
+                   for item in short)
     if unjudged:
         notes.append(f"{unjudged} of {len(short)} prompts are not counted as right or wrong: their "
                      f"right answer is longer than {max_new_tokens} tokens (--max-new-tokens)")
@@ -221,7 +225,7 @@ def _sample(item: Item) -> str:
 
 
 def _key(item: Item, ids: list[int], settings: str) -> str:
-    return _hash(json.dumps([settings, asdict(item), ids], sort_keys=True, ensure_ascii=False))
+    return _hash(json.dumps([settings, as_row(item), ids], sort_keys=True, ensure_ascii=False))
 
 
 def _hash(text: str) -> str:
