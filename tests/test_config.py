@@ -24,7 +24,8 @@ def test_saved_pairs_are_named_and_nothing_is_said_of_how_they_were_made(tmp_pat
 
 
 def test_every_shipped_recipe_is_valid():
-    assert recipes() == ["demo", "paper", "secalign", "secalign_random", "struq"]
+    assert recipes() == ["demo", "english", "english_undefended", "paper", "secalign",
+                         "secalign_random", "struq"]
     assert all(recipe(name).model == "toy" for name in recipes())
 
 
