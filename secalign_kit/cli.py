@@ -225,6 +225,10 @@ def _rates(records: list[dict]) -> Iterator[str]:
            help="what attackers want printed instead of the split's own word"),
     option("--judge", default="begins_with", choices=("begins_with", "contains"),
            help="what a response to the witness request must do to count as obeyed"),
+    option("--utility", default="auto", choices=("auto", "match", "text"),
+           help="how answers to --samples are judged. match: by rule or as exact matches; text: "
+                "not at all, but log p, ROUGE-L, length and how much they stay the same are shown; "
+                "auto (default): text where an answer has no rule and more than eight words"),
     option("--defenses", default="none", metavar="NAMES", type=listed,
            help="all, or names of prompting defenses with commas"),
     option("--shard", default="1/1", help="k/n: every n-th sample only"),
@@ -255,18 +259,52 @@ def evaluate(arguments) -> None:
                          adapter=adapter)
     items = evaluation.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
                                         attacks, targets, arguments.judge, samples, witness)
-    items = _askable(bundle, evaluation.shard(items, arguments.shard), arguments)
+    utility = arguments.utility if samples or arguments.utility != "auto" else "match"
+    items = _askable(bundle, evaluation.shard(items, arguments.shard), arguments, utility)
     for name in names:
-        options = dict(defense=name, frontend=arguments.frontend,
-                       max_new_tokens=arguments.max_new_tokens,
-                       progress=f"evaluation, defense {name}")
-        records = (evaluation.evaluate_file(bundle, items, arguments.records, **options)
-                   if arguments.records else evaluation.evaluate(bundle, items, **options))
+        records = _answers(bundle, items, name, arguments)
         if len(names) > 1:
             print(f"\ndefense: {name}")
-        print("\n".join(_rates(records)))
+        print("\n".join(_rates(evaluation.without_verdict(records, utility))))
+        if free := [record for record in records if evaluation.is_free(record, utility)]:
+            print("\n".join(["", *_free_text(bundle, items, free, name, arguments)]))
         for record in evaluation.failing(records)[: arguments.failing]:
             print("\n" + "\n".join(evaluation.failing_lines(record)))
+
+
+def _answers(bundle, items: list, defense: str, arguments, which: str = "") -> list[dict]:
+    """The records of a model under a defense, kept in a file if one was named."""
+    from . import evaluation
+
+    options = dict(defense=defense, frontend=arguments.frontend,
+                   max_new_tokens=arguments.max_new_tokens,
+                   progress=f"evaluation, defense {defense}")
+    if not arguments.records:
+        return evaluation.evaluate(bundle, items, **options)
+    path = arguments.records.with_stem(arguments.records.stem + which)
+    return evaluation.evaluate_file(bundle, items, path, **options)
+
+
+def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
+               ) -> Iterator[str]:
+    """The table of free-text answers; with an adapter, the insecure model's beside it."""
+    from . import evaluation, models
+
+    clean = sum(record["attack"] == "none" for record in records)
+    if not clean:
+        return
+    yield (f"free text: {clean} samples without a rule for their answer; means and shares of the "
+           "answers without attack, with 95% intervals")
+    if not arguments.adapter:
+        yield from evaluation.text_lines({"": evaluation.text_measures(bundle, records)})
+        return
+    samples = {(record["id"], record["instruction"]) for record in records}
+    asked = [item for item in items if (item.id, item.instruction) in samples]
+    with models.insecure(bundle):
+        before = _answers(bundle, asked, defense, arguments, "-insecure")
+        insecure = evaluation.text_measures(bundle, before)
+    secure = evaluation.text_measures(bundle, records, before)
+    yield from evaluation.text_lines({"insecure": insecure, "secure": secure})
 
 
 @command(
@@ -302,13 +340,14 @@ def _samples(arguments) -> list[Sample]:
     return load_samples(arguments.samples, arguments.columns)
 
 
-def _askable(bundle, items: list, arguments) -> list:
+def _askable(bundle, items: list, arguments, utility: str) -> list:
     """The items that can be asked and judged; what cannot is said."""
     from . import evaluation
 
+    items, unseen = (items, []) if utility == "match" else evaluation.recognizable(items)
     kept, notes = evaluation.askable(bundle, items, arguments.max_new_tokens,
                                      frontend=arguments.frontend)
-    for note in notes:
+    for note in unseen + notes:
         print(f"secalign-kit: {note}", file=sys.stderr)
     if not any(item.attack not in ("none", "retention", "fidelity") for item in kept):
         raise ValueError("no attack is left; give shorter samples, or a model with more positions")

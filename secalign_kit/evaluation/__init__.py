@@ -14,8 +14,18 @@ come with Wilson intervals.
     records    kept as JSON lines, and shown where they failed
     rates      counts with n and interval
     kinds      what was answered instead
+    free_text  answers that nobody can call right or wrong, and what can be measured of them
 """
 
+from .free_text import (
+    UTILITY,
+    is_free,
+    recognizable,
+    rouge_l,
+    text_lines,
+    text_measures,
+    without_verdict,
+)
 from .items import (
     ATTACKS,
     PLACES,
@@ -46,11 +56,13 @@ from .judges import (
 from .kinds import KINDS, kind_of_answer, kinds_of_answers
 from .probes import CELLS, probe_items, probe_summary
 from .rates import (
+    Mean,
     Rate,
     answerable,
     by_place,
     counts,
     flatten,
+    mean,
     pooled,
     rate,
     summarize,
@@ -59,15 +71,24 @@ from .rates import (
     worst,
 )
 from .records import examples, failing, failing_lines, read_records, save_records
-from .responses import askable, closest_calls, evaluate, evaluate_file, generate
+from .responses import (
+    askable,
+    closest_calls,
+    evaluate,
+    evaluate_file,
+    generate,
+    reference_logprobs,
+)
 
 __all__ = [
-    "ATTACKS", "CELLS", "Item", "JUDGES", "KINDS", "PLACES", "Rate", "TARGETS", "TEXT_TASKS",
-    "answerable", "askable", "attacked_by", "attacked_items", "begins_with", "by_place",
-    "clean_items", "closest_calls", "contains", "counts", "decided", "degenerate",
-    "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples", "failing",
-    "failing_lines", "fidelity_items", "flatten", "generate", "kind_of_answer",
-    "kinds_of_answers", "matches", "mentions", "obeyed", "payload_items", "pooled",
-    "probe_items", "probe_summary", "rate", "read_records", "retention_items", "right",
-    "save_records", "shard", "summarize", "together", "utility_by_family", "worst",
+    "ATTACKS", "CELLS", "Item", "JUDGES", "KINDS", "Mean", "PLACES", "Rate", "TARGETS",
+    "TEXT_TASKS", "UTILITY", "answerable", "askable", "attacked_by", "attacked_items",
+    "begins_with", "by_place", "clean_items", "closest_calls", "contains", "counts", "decided",
+    "degenerate", "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples",
+    "failing", "failing_lines", "fidelity_items", "flatten", "generate", "is_free",
+    "kind_of_answer", "kinds_of_answers", "matches", "mean", "mentions", "obeyed",
+    "payload_items", "pooled", "probe_items", "probe_summary", "rate", "read_records",
+    "recognizable", "reference_logprobs", "retention_items", "right", "rouge_l", "save_records",
+    "shard", "summarize", "text_lines", "text_measures", "together", "utility_by_family",
+    "without_verdict", "worst",
 ]

@@ -4,6 +4,7 @@ One datum: `str(rate(3, 555))` is `0.5% [0.2, 1.6] (n=555)`
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -33,6 +34,32 @@ def rate(successes: int, n: int) -> Rate:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Rate(p, n, max(0.0, centre - half), min(1.0, centre + half))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of n values with its 95% normal interval, NaN for a single value."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        interval = "" if self.n < 2 else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{interval} (n={self.n})"
+
+
+def mean(values: Iterable[float]) -> Mean:
+    """Mean and normal interval at 95%. Raises ValueError for no value."""
+    values = list(values)
+    if not values:
+        raise ValueError("a mean of no values is undefined; evaluate at least one item")
+    middle = statistics.fmean(values)
+    if len(values) < 2:
+        return Mean(middle, 1, math.nan, math.nan)
+    half = 1.959964 * statistics.stdev(values) / math.sqrt(len(values))
+    return Mean(middle, len(values), middle - half, middle + half)
 
 
 _ASKED = {"none": {"utility": "right"}, "retention": {"retention": "right"},

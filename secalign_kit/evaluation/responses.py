@@ -27,7 +27,8 @@ def generate(bundle: Bundle, requests: Sequence[tuple[str, str]], frontend: bool
     With `witnesses`, a response ends where the verdict of `begins_with` is decided (an empty
     witness is never decided). `keys` and `options` are those of `generation.greedy`.
     """
-    return _responses(bundle, _encoded(bundle, requests, frontend), keys, witnesses, **options)
+    encoded = _encoded(bundle, requests, frontend)
+    return [text for text, _ in _responses(bundle, encoded, keys, witnesses, **options)]
 
 
 def _encoded(bundle: Bundle, requests: Sequence[tuple[str, str]],
@@ -37,7 +38,8 @@ def _encoded(bundle: Bundle, requests: Sequence[tuple[str, str]],
 
 
 def _responses(bundle: Bundle, encoded: list[list[int]], keys: Sequence[str] | None,
-               witnesses: Sequence[str] | None, **options) -> list[str]:
+               witnesses: Sequence[str] | None, **options) -> list[tuple[str, int]]:
+    """Texts, and how many tokens each was generated of."""
     tokenizer = bundle.tokenizer
 
     def settled(number: int, ids: list[int]) -> bool:
@@ -47,12 +49,16 @@ def _responses(bundle: Bundle, encoded: list[list[int]], keys: Sequence[str] | N
     with merged(bundle), native_precision(bundle):
         ids = generation.greedy(bundle, encoded, keys=keys, settled=settled if witnesses else None,
                                 **options)
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [(text.strip(), len(row)) for text, row in zip(texts, ids, strict=True)]
 
 
 def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
              verdict_only: bool = False, defense: str = "none", **options) -> list[dict]:
     """One record per item: the item, a hash of the prompt's ids, the response, and two verdicts.
+
+    Also the response's length in `tokens`, without its end token, and whether it was `cut` at
+    `max_new_tokens`.
 
     Attacks on one sample share the computation of their common start. `verdict_only` ends the
     response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
@@ -84,12 +90,13 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
     responses = _responses(bundle, encoded, [_sample(item) for item in items],
                            witnesses if verdict_only else None, **options)
     records = []
-    for item, ids, response, cut in zip(items, encoded, responses, early, strict=True):
-        judged = not cut and (item.accept or _fits(bundle, item.expected, limit))
+    for item, ids, (response, length), ends in zip(items, encoded, responses, early, strict=True):
+        judged = not ends and (item.accept or _fits(bundle, item.expected, limit))
         right = (judges.right(response, item.expected, item.accept, item.reject) if judged
                  else None)
         records.append({**as_row(item), "prompt_hash": _hash(json.dumps(ids)),
-                        "response": response, "frontend": frontend and defense != "bare",
+                        "response": response, "tokens": length, "cut": length == limit,
+                        "frontend": frontend and defense != "bare",
                         "defense": defense, "right": right,
                         "obeyed": obeyed(response, item.witness, item.judge)})
     return records
@@ -121,6 +128,24 @@ def closest_calls(bundle: Bundle, records: Sequence[dict], count: int = 5) -> li
     for k in order:
         closest.setdefault(attacked[k]["id"], {**attacked[k], "logprob": scores[k][0]})
     return list(closest.values())[:count]
+
+
+def reference_logprobs(bundle: Bundle, records: Sequence[dict]) -> list[float | None]:
+    """Mean log p of each record's right answer in nats a token, its end token included.
+
+    Of the prompt that the record's response was given to; None where the model has too few
+    positions for both.
+    """
+    asked = [_asked(bundle, [r], r["frontend"], r["defense"])[0] for r in records]
+    wanted = [list(prompts.encode_response(bundle.tokenizer, bundle.format, r["expected"]))
+              for r in records]
+    limit = positions(bundle)
+    fit = [k for k, ids in enumerate(asked) if len(ids) + len(wanted[k]) <= limit]
+    with merged(bundle), native_precision(bundle):
+        scores = logprobs.score_responses(bundle, [asked[k] for k in fit],
+                                          [[wanted[k]] for k in fit])
+    found = {k: score / len(wanted[k]) for k, [score] in zip(fit, scores, strict=True)}
+    return [found.get(k) for k in range(len(records))]
 
 
 def _ends_early(item: Item) -> bool:
@@ -191,7 +216,8 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
     if not all("key" in record for record in stored):
         raise ValueError(f"{path} holds records that say nothing of their model; choose another "
                          "file")
-    known = {record["key"]: record for record in stored}
+    # records of older versions do not say how long the response was
+    known = {record["key"]: record for record in stored if "tokens" in record}
     asked = _asked(bundle, map(asdict, items), frontend, defense)
     keys = [_key(item, ids, settings) for item, ids in zip(items, asked, strict=True)]
     open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
