@@ -5,6 +5,8 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 import argparse
 import contextlib
+import itertools
+import json
 import os
 import sys
 import warnings
@@ -305,6 +307,65 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
         insecure = evaluation.text_measures(bundle, before)
     secure = evaluation.text_measures(bundle, records, before)
     yield from evaluation.text_lines({"insecure": insecure, "secure": secure})
+
+
+@command(
+    "attackers who search: success within a budget of queries, as a table",
+    option("adapters", nargs="*", default=["none"],
+           help="runs, adapters' folders, shipped ones, or none (default)"),
+    option("--model", default="toy", help="a preset, a Hub id or a folder"),
+    option("--attackers", default="gcg", metavar="NAMES", type=listed,
+           help="gcg (default), random, strategies; with commas"),
+    option("--steps", type=int, default=100, help="the budget of an item (default: 100)"),
+    option("--candidates", type=int, default=48, help="queries of a step (default: 48)"),
+    option("--budgets", default=[], metavar="STEPS", type=listed,
+           help="columns of the table, with commas (default: 50,200,500 up to --steps)"),
+    option("--side", default="suffix", choices=("suffix", "prefix", "around"),
+           help="where the attacker's tokens stand beside the payload"),
+    option("--size", type=int, default=12, help="how many tokens they are (default: 12)"),
+    option("--position", default="end", choices=(*POSITIONS, "all"),
+           help="where in the data the payload stands; all: at the end, the start, in the middle"),
+    option("--target", default="witness", choices=("witness", "payload"),
+           help="what is to be answered: the split's own word, or another sample"),
+    option("--split", default="heldout", choices=("validation", "heldout")),
+    option("--samples", metavar="FILE", help="attack these samples instead of the kit's own"),
+    option("--n", type=int, default=100, help="attacked samples (default: 100)"),
+    option("--seed", type=int, default=0),
+    option("--folder", type=Path, default="runs/attack",
+           help="records, summary.json and table.md; a killed run goes on there"),
+    option("--no-four-bit", dest="four_bit", action="store_false"),
+)
+def attack(arguments) -> None:
+    from . import attackers, evaluation, models
+
+    budget = attackers.Budget(arguments.steps, arguments.candidates)
+    budgets = [int(steps) for steps in arguments.budgets] or [
+        *(steps for steps in attackers.BUDGETS if steps < budget.steps), budget.steps]
+    if unknown := set(arguments.attackers) - set(attackers.ATTACKERS):
+        raise ValueError(f"attacker {min(unknown)!r} is unknown; choose "
+                         f"{', '.join(attackers.ATTACKERS)}")
+    samples = load_samples(arguments.samples) if arguments.samples else None
+    places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
+    found = []
+    for name in arguments.adapters:
+        adapter = None if name == "none" else models.ADAPTERS.get(name, name)
+        bundle = models.load(arguments.model, four_bit=arguments.four_bit, adapter=adapter)
+        for who, place in itertools.product(arguments.attackers, places):
+            items = [item for item in evaluation.evaluation_items(
+                bundle, arguments.split, arguments.n, place, ("naive",), (arguments.target,),
+                samples=samples) if item.start >= 0]
+            fills = dict(side=arguments.side, size=arguments.size)
+            records = attackers.attack_file(
+                bundle, (who, attackers.ATTACKERS[who]), items, budget,
+                arguments.folder / "records.jsonl", arguments.seed, f"{who}, {name}, {place}",
+                **(fills if who in attackers.WITH_BLANK else {}))
+            beside = f"{arguments.side}, " if who in attackers.WITH_BLANK else ""
+            found.append({"model": name, "where": beside + place, "target": arguments.target,
+                          **attackers.summary(records)})
+            write_text(arguments.folder / "summary.json", json.dumps(found, indent=1) + "\n")
+    text = attackers.table(found, budgets)
+    write_text(arguments.folder / "table.md", text + "\n")
+    print(text)
 
 
 @command(

@@ -8,14 +8,19 @@ model obeyed it, and what it cost. `item` is one of `evaluation.attacked_items` 
     search         propose, filter, ask, judge: the loop of the attackers below
     gcg            tokens proposed by the gradient
     random_search  tokens proposed blindly
+    runs           many items, kept as JSON lines, and their table
 """
 
 from . import search
 from .gcg import gcg
 from .random_search import random_search
+from .runs import BUDGETS, asr, attack_file, summary, table
 from .search import Budget, Outcome, Progress, Step, judge
 
 ATTACKERS = {"gcg": gcg, "random": random_search}
 
-__all__ = ["ATTACKERS", "Budget", "Outcome", "Progress", "Step", "gcg", "judge", "random_search",
-           "search"]
+WITH_BLANK = frozenset(("gcg", "random"))
+"""Attackers that fill a blank, so that they take `side` and `size`."""
+
+__all__ = ["ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Step", "WITH_BLANK", "asr",
+           "attack_file", "gcg", "judge", "random_search", "search", "summary", "table"]

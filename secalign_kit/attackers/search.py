@@ -8,6 +8,7 @@ and goes on from the lowest. A fill after which greedy decoding would say the ta
 counts as success, and it ends the search.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -87,12 +88,14 @@ Propose = Callable[[Queries, tuple[int, ...], torch.Generator], Callable[[int], 
 
 def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: int = 0,
            side: str = "suffix", size: int = 12, greedy: bool = False,
-           start: Sequence[int] | None = None,
+           start: Sequence[int] | None = None, native: bool = False,
            watch: Callable[[Step], None] | None = None) -> Outcome:
     """Fills a blank of `size` tokens beside the item's payload.
 
     `greedy` goes on from the best fill so far, GCG from the best of the last step. `start` is a
     fill to begin with, such as another outcome's; one that this item cannot hold is not used.
+    `native` searches in the precision in which the victim answers, see `models.native_precision`,
+    which is faster where that is bf16; else the search is in fp32.
     Raises ValueError as `blanks.make` does.
     """
     began = time.perf_counter()
@@ -100,7 +103,8 @@ def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: i
     present = tuple(start) if start and blank.holds(start) else blank.first
     generator = torch.Generator().manual_seed(
         random.Random(f"{seed} {item.id} {item.data}").getrandbits(63))
-    with models.merged(bundle):
+    precision = models.native_precision(bundle) if native else contextlib.nullcontext()
+    with models.merged(bundle), precision:
         run = _Run(blank, Queries(blank), watch)
         run.ask(torch.tensor([present]))
         while not run.obeyed and run.steps < budget.steps:
@@ -193,8 +197,8 @@ class Progress:
         self.bar.set_postfix_str(f"step {step.number}, loss {step.loss:.2f}, "
                                  f"{self.successes} of {self.bar.n} obeyed")
 
-    def done(self, outcome: Outcome) -> None:
-        self.successes += outcome.obeyed
+    def done(self, obeyed: bool) -> None:
+        self.successes += obeyed
         self.bar.update()
 
     def close(self) -> None:
