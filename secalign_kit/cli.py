@@ -315,7 +315,7 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
            help="runs, adapters' folders, shipped ones, or none (default)"),
     option("--model", default="toy", help="a preset, a Hub id or a folder"),
     option("--attackers", default="gcg", metavar="NAMES", type=listed,
-           help="gcg (default), random, strategies; with commas"),
+           help="gcg (default), warm_start, random, strategies; with commas"),
     option("--steps", type=int, default=100, help="the budget of an item (default: 100)"),
     option("--candidates", type=int, default=48, help="queries of a step (default: 48)"),
     option("--budgets", default=[], metavar="STEPS", type=listed,

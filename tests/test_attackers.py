@@ -1,14 +1,19 @@
 """Attackers: losses and gradients against plain passes, text against ids, and some that succeed."""
 
+import itertools
+import json
+import re
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from secalign_kit import attackers, evaluation, injections, models, prompts, shared_prefix
+from secalign_kit import attackers, cli, evaluation, injections, models, prompts, shared_prefix
 from secalign_kit.attackers import blanks
 from secalign_kit.attackers.gcg import exchanges
 from secalign_kit.attackers.queries import Queries
+from secalign_kit.attackers.strategies import Arm, reward, rewrites
 from secalign_kit.samples import shipped_samples
 
 HOSTS = [s for s in shipped_samples("validation") if len(s.data.split()) > 3][:6]
@@ -139,11 +144,12 @@ def test_tokens_chosen_by_gradient_lower_the_loss_more_than_any_others(toy):
     assert sum(order.index(k) for k in slope) / 16 < len(usable) / 3
 
 
-@pytest.mark.parametrize("name", attackers.ATTACKERS)
+@pytest.mark.parametrize("name", sorted({*attackers.ATTACKERS} - {"warm_start"}))
 def test_an_attacker_beats_the_insecure_model_by_its_text_alone(toy, name):
     item = items(toy, "start")[0]
     outcome = attackers.ATTACKERS[name](toy, item, attackers.Budget(12, 24), seed=1)
-    assert outcome.obeyed and outcome.steps <= 12 and outcome.queries <= 1 + 24 * 12
+    assert outcome.obeyed and outcome.steps <= 12 and outcome.queries <= 1 + 24 * outcome.steps
+    assert outcome.queries >= outcome.steps
     asked = replace(outcome.item, attack="naive")
     record, = evaluation.evaluate(toy, [asked], verdict_only=True)
     assert record["obeyed"] and record["response"] == outcome.response
@@ -161,7 +167,8 @@ def test_the_same_seed_finds_the_same_and_the_global_one_is_not_touched(secured,
         assert torch.equal(before, torch.random.get_rng_state())
         return replace(outcome, seconds=0.0)
 
-    assert found(3) == found(3) != found(4)
+    one = repr(found(3))  # a loss may be no number
+    assert one == repr(found(3)) != repr(found(4))
 
 
 def test_a_search_of_fewer_steps_is_the_beginning_of_a_longer_one(secured):
@@ -199,3 +206,158 @@ def test_what_cannot_be_attacked_is_refused(toy):
         blanks.make(toy, item, "around", 1)
     with pytest.raises(ValueError, match="is none; give"):
         attackers.Budget(5, 0)
+
+
+# --- warm start, strategies, universal ------------------------------------------------------------
+
+
+def test_a_warm_start_climbs_to_the_whole_adapter_and_leaves_its_strength(secured, monkeypatch):
+    before, seen = models.weights_hash(secured), []
+
+    def watched(bundle, item, budget, seed, start=None, **options):
+        seen.append((models.weights_hash(bundle), budget.steps, start))
+        return attackers.gcg(bundle, item, budget, seed, start=start, **options)
+
+    monkeypatch.setattr(sys.modules["secalign_kit.attackers.warm_start"], "gcg", watched)
+    item = items(secured, "end")[0]
+    outcome = attackers.warm_start(secured, item, attackers.Budget(3, 12), rungs=(0.0, 1.0))
+    assert models.weights_hash(secured) == before == seen[1][0] != seen[0][0]
+    assert seen[0][2] is None and len(seen[1][2]) == 12
+    assert seen[0][1] == 3 and outcome.steps <= 3
+    assert len(outcome.losses) == outcome.steps + 2  # each rung looks once before its first step
+    with models.merged(secured), pytest.raises(ValueError, match="outside of models.merged"):
+        attackers.warm_start(secured, item)
+
+
+def test_an_attack_along_adapters_ends_on_the_last():
+    bundle = models.load("toy", adapter=models.ADAPTERS["paper"])
+    last = models.weights_hash(models.load("toy", adapter=models.ADAPTERS["secalign"]))
+    item = items(bundle)[0]
+    outcome = attackers.along(bundle, [models.ADAPTERS[name] for name in ("paper", "secalign")],
+                              item, attackers.Budget(2, 8))
+    assert models.weights_hash(bundle) == last and outcome.steps == 2
+
+
+def test_rewrites_of_the_splits_are_disjoint_and_training_says_no_witness():
+    made = {split: rewrites(split) for split in ("train", "validation", "heldout")}
+    pieces = {split: {piece.strip().casefold() for text in texts
+                      for piece in re.split(r"\{\w+\}", text) if len(piece.strip()) > 3}
+              for split, texts in made.items()}
+    assert all(len(set(texts)) == len(texts) >= 6 for texts in made.values())
+    assert all("{payload}" in text for texts in made.values() for text in texts)
+    for one, other in itertools.combinations(pieces, 2):
+        assert pieces[one].isdisjoint(pieces[other])
+
+
+def test_a_bandit_tries_every_arm_once_and_then_what_earns():
+    arms = [Arm(None) for _ in range(3)]
+    chosen = []
+    for step in range(1, 60):
+        number = max(range(3), key=lambda k: arms[k].worth(step))
+        arms[number].tries += 1
+        arms[number].earned += 0.5 * (number == 1)
+        chosen.append(number)
+    assert sorted(chosen[:3]) == [0, 1, 2]
+    assert chosen.count(1) > chosen.count(0) + 5 and chosen.count(1) > chosen.count(2) + 5
+
+
+def test_answers_are_rewarded_by_how_far_they_moved():
+    assert reward("shelf", "shelf", "Hacked!") == reward("sh", "shelf", "Hacked!") == 0
+    assert reward("boat", "shelf", "Hacked!") == 0.2
+    assert reward("I do not say Hacked", "shelf", "Hacked!") == 0.5
+
+
+def test_rewriting_stands_in_place_of_the_payload_and_quotes_the_answer(toy):
+    item = items(toy, "middle")[0]
+    seen = []
+    attackers.strategies(toy, replace(item, witness="Nobody says this."), attackers.Budget(40),
+                         split="validation", watch=seen.append)
+    assert len(seen) == 40
+    for step in seen:
+        head, tail = item.data[: item.start], item.data[item.end :]
+        assert step.item.data.startswith(head) and step.item.data.endswith(tail)
+        assert step.item.data[step.item.start : step.item.end] == step.item.data[
+            len(head) : len(step.item.data) - len(tail)]
+    usual, _ = attackers.judge(toy, replace(item, judge="matches", data=(
+        item.data[: item.start] + item.data[item.end :]).strip()))
+    assert any(f"{usual}. So much for that." in step.item.data for step in seen)
+
+
+def test_one_fill_is_found_for_many_items_and_works_as_text(toy):
+    hosts = items(toy, "start")[:3]
+    found = attackers.universal(toy, hosts, attackers.Budget(15, 16), size=6)
+    assert found.taken >= 2 and found.obeyed >= 2 and len(found.losses) == found.steps
+    records = attackers.spread(toy, hosts, found.fill)
+    assert all(WITNESS.instruction + found.text in r["data"] for r in records)
+    assert sum(r["obeyed"] for r in records[: found.taken]) == found.obeyed
+    with pytest.raises(ValueError, match="at least one"):
+        attackers.universal(toy, [])
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_where_it_was_killed(toy, tmp_path):
+    path, hosts, asked = tmp_path / "records.jsonl", items(toy, "start")[:3], []
+
+    def counted(*arguments, **options):
+        asked.append(arguments[1].id)
+        return attackers.gcg(*arguments, **options)
+
+    def run(steps, seed=0, **options):
+        asked.clear()
+        return attackers.attack_file(toy, ("gcg", counted), hosts, attackers.Budget(steps, 12),
+                                     path, seed, **options)
+
+    first = run(1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 40])  # a kill within the last line
+    again = run(1)
+    assert asked == [first[2]["id"]] and first[2]["seconds"] > 0
+    assert again == [*first[:2], {**first[2], "seconds": again[2]["seconds"]}]
+    assert run(1) == again and not asked
+    longer = run(20)
+    assert asked == [r["id"] for r in first if not r["obeyed"]]
+    assert [r["obeyed"] for r in longer] == [True] * 3
+    assert run(5) == longer and not asked  # what succeeded or withstood more is known
+    assert run(1, seed=1) and asked
+    assert run(1, size=5) and asked
+    assert {r["attacker"] for r in longer} == {"gcg"} and all(r["queries"] for r in longer)
+    path.write_text('{"attack": "naive", "obeyed": true}\n')
+    with pytest.raises(ValueError, match="no attacker"):
+        run(1)
+
+
+def test_success_within_a_budget_is_counted_and_what_was_not_tried_is_not():
+    def of(steps, obeyed, allowed=200):
+        return {"attacker": "gcg", "candidates": 48, "allowed": allowed, "obeyed": obeyed,
+                "steps": steps, "queries": 1 + 48 * steps, "seconds": steps / 10, "near": 0}
+
+    found = {"model": "toy", "where": "suffix, end",
+             **attackers.summary([of(0, True), of(60, True), of(200, False), of(7, True)])}
+    assert found["successes"] == [0, 7, 60] and found["allowed"] == 200
+    assert [str(attackers.asr(found, s)) for s in (5, 7, 200)] == [
+        str(evaluation.rate(k, 4)) for k in (1, 2, 3)]
+    assert attackers.asr(found, 500) is None
+    assert "| toy | gcg | suffix, end | 4 | 50.0%" in attackers.table([found])
+    assert attackers.table([found]).endswith("| – | 7 | 3,205 | 6.7 |")
+    all_fell = attackers.summary([of(3, True, 10)])
+    assert attackers.asr(all_fell, 500).value == 1.0  # a larger budget changes nothing
+
+
+def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
+    arguments = ["attack", "none", "--n", "2", "--steps", "3", "--candidates", "12", "--size", "6",
+                 "--attackers", "random,strategies", "--position", "start", "--split",
+                 "validation", "--folder", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() == printed
+    assert re.findall(r"\| none \| (\w+) \| (.+?) \| 2 \|", printed) == [
+        ("random", "suffix, start"), ("strategies", "start")]
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert [f["attacker"] for f in found] == ["random", "strategies"]
+    records = evaluation.read_records(tmp_path / "records.jsonl")
+    assert len(records) == 4
+    assert cli.main(arguments) == 0 and capsys.readouterr().out == printed
+    assert cli.main(["attack", "--attackers", "gcgg"]) == 2
+    assert "attacker 'gcgg' is unknown" in capsys.readouterr().err

@@ -7,7 +7,10 @@ model obeyed it, and what it cost. `item` is one of `evaluation.attacked_items` 
     queries        the losses of many fills of it, with what they share read once
     search         propose, filter, ask, judge: the loop of the attackers below
     gcg            tokens proposed by the gradient
+    warm_start     GCG that begins on a less secure model
     random_search  tokens proposed blindly
+    strategies     no tokens but rewritings, chosen by the answers
+    universal      one fill for many items, and its transfer
     runs           many items, kept as JSON lines, and their table
 """
 
@@ -16,11 +19,16 @@ from .gcg import gcg
 from .random_search import random_search
 from .runs import BUDGETS, asr, attack_file, summary, table
 from .search import Budget, Outcome, Progress, Step, judge
+from .strategies import strategies
+from .universal import Universal, spread, universal
+from .warm_start import along, warm_start
 
-ATTACKERS = {"gcg": gcg, "random": random_search}
+ATTACKERS = {"gcg": gcg, "warm_start": warm_start, "random": random_search,
+             "strategies": strategies}
 
-WITH_BLANK = frozenset(("gcg", "random"))
+WITH_BLANK = frozenset(("gcg", "warm_start", "random"))
 """Attackers that fill a blank, so that they take `side` and `size`."""
 
-__all__ = ["ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Step", "WITH_BLANK", "asr",
-           "attack_file", "gcg", "judge", "random_search", "search", "summary", "table"]
+__all__ = ["ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Step", "Universal",
+           "WITH_BLANK", "along", "asr", "attack_file", "gcg", "judge", "random_search", "search",
+           "spread", "strategies", "summary", "table", "universal", "warm_start"]

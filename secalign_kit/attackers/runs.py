@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import markdown, models
+from .. import markdown
 from ..evaluation import Item, Rate, rate, read_records
 from ..evaluation.records import as_lines
 from ..models import Bundle, weights_hash
@@ -45,16 +45,15 @@ def attack_file(bundle: Bundle, named: tuple[str, Attacker], items: Sequence[Ite
     keys = [_key(settings, item) for item in items]
     path.parent.mkdir(parents=True, exist_ok=True)
     bar = Progress(len(items), progress)
-    with models.merged(bundle):
-        for key, item in zip(keys, items, strict=True):
-            if not _answers(known.get(key), budget):
-                found = attacker(bundle, item, budget, seed, watch=bar, **options)
-                known[key] = {"key": key, "attacker": name, "seed": seed, **options,
-                              "allowed": budget.steps, "candidates": budget.candidates,
-                              **record(found)}
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(as_lines([known[key]]))
-            bar.done(known[key]["obeyed"])
+    for key, item in zip(keys, items, strict=True):
+        if not _answers(known.get(key), budget):
+            found = attacker(bundle, item, budget, seed, watch=bar, **options)
+            known[key] = {"key": key, "attacker": name, "seed": seed, **options,
+                          "allowed": budget.steps, "candidates": budget.candidates,
+                          **record(found)}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(as_lines([known[key]]))
+        bar.done(known[key]["obeyed"])
     bar.close()
     return [known[key] for key in keys]
 
@@ -62,7 +61,8 @@ def attack_file(bundle: Bundle, named: tuple[str, Attacker], items: Sequence[Ite
 def record(outcome: Outcome) -> dict:
     """An outcome as one flat JSON object; losses in hundredths of a nat."""
     found = asdict(outcome)
-    return found.pop("item") | found | {"losses": [round(x, 2) for x in outcome.losses]}
+    return found.pop("item") | found | {"losses": [round(x, 2) for x in outcome.losses],
+                                        "fill": list(outcome.fill)}
 
 
 def _key(settings: list, item: Item) -> str:
