@@ -334,6 +334,7 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
     option("--folder", type=Path, default="runs/attack",
            help="records, summary.json and table.md; a killed run goes on there"),
     option("--no-four-bit", dest="four_bit", action="store_false"),
+    examples="none paper secalign --steps 500\nsecalign --attackers gcg,random,strategies --n 20",
 )
 def attack(arguments) -> None:
     from . import attackers, evaluation, models
@@ -341,16 +342,14 @@ def attack(arguments) -> None:
     budget = attackers.Budget(arguments.steps, arguments.candidates)
     budgets = [int(steps) for steps in arguments.budgets] or [
         *(steps for steps in attackers.BUDGETS if steps < budget.steps), budget.steps]
-    if unknown := set(arguments.attackers) - set(attackers.ATTACKERS):
-        raise ValueError(f"attacker {min(unknown)!r} is unknown; choose "
-                         f"{', '.join(attackers.ATTACKERS)}")
+    names = [chosen("attacker", name, attackers.ATTACKERS) for name in arguments.attackers]
     samples = load_samples(arguments.samples) if arguments.samples else None
     places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
     found = []
     for name in arguments.adapters:
-        adapter = None if name == "none" else models.ADAPTERS.get(name, name)
-        bundle = models.load(arguments.model, four_bit=arguments.four_bit, adapter=adapter)
-        for who, place in itertools.product(arguments.attackers, places):
+        bundle = models.load(arguments.model, four_bit=arguments.four_bit,
+                             adapter=None if name == "none" else _adapter(name))
+        for who, place in itertools.product(names, places):
             items = [item for item in evaluation.evaluation_items(
                 bundle, arguments.split, arguments.n, place, ("naive",), (arguments.target,),
                 samples=samples) if item.start >= 0]

@@ -360,4 +360,4 @@ def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
     assert len(records) == 4
     assert cli.main(arguments) == 0 and capsys.readouterr().out == printed
     assert cli.main(["attack", "--attackers", "gcgg"]) == 2
-    assert "attacker 'gcgg' is unknown" in capsys.readouterr().err
+    assert "no attacker 'gcgg'; did you mean gcg?" in capsys.readouterr().err

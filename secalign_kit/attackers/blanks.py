@@ -97,7 +97,9 @@ def make(bundle: Bundle, item: Item, side: str = "suffix", size: int = 12, seed:
         raise ValueError(f"side {side!r} is unknown; choose one of {', '.join(SIDES)}")
     if size < sum(SIDES[side]):
         raise ValueError(f"a blank of {size} tokens has none for each of its sides; give more")
-    target = prompts.encode_response(bundle.tokenizer, bundle.format, item.witness)
+    # where several words would do, the first
+    wanted = item.witness.split("|")[0] if item.judge == "mentions" else item.witness
+    target = prompts.encode_response(bundle.tokenizer, bundle.format, wanted)
     # an answer that need only begin so may go on; another must end there
     target = target if item.judge == "matches" else target[:-1]
     blank = Blank(bundle, item, side, size, target=target)

@@ -61,8 +61,8 @@ def attack_file(bundle: Bundle, named: tuple[str, Attacker], items: Sequence[Ite
 def record(outcome: Outcome) -> dict:
     """An outcome as one flat JSON object; losses in hundredths of a nat."""
     found = asdict(outcome)
-    return found.pop("item") | found | {"losses": [round(x, 2) for x in outcome.losses],
-                                        "fill": list(outcome.fill)}
+    flat = found.pop("item") | found | {"losses": [round(x, 2) for x in outcome.losses]}
+    return json.loads(json.dumps(flat))  # as it will be read from the file
 
 
 def _key(settings: list, item: Item) -> str:

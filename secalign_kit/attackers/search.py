@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from .. import evaluation, models
 from ..evaluation import Item
 from ..models import Bundle
+from ..progress import bar
 from . import blanks
 from .blanks import Blank
 from .queries import Queries
@@ -190,16 +190,16 @@ class Progress:
     """
 
     def __init__(self, total: int, words: str):
-        self.bar = tqdm(total=total, desc=words, disable=not words, leave=False)
-        self.successes = 0
+        self.bar = bar(total, words, shown=bool(words))
+        self.obeyed = 0
 
     def __call__(self, step: Step) -> None:
-        self.bar.set_postfix_str(f"step {step.number}, loss {step.loss:.2f}, "
-                                 f"{self.successes} of {self.bar.n} obeyed")
+        self.bar.set_postfix(step=step.number, loss=f"{step.loss:.2f}", obeyed=self.obeyed)
 
     def done(self, obeyed: bool) -> None:
-        self.successes += obeyed
-        self.bar.update()
+        self.obeyed += obeyed
+        self.bar.set_postfix(obeyed=self.obeyed)
+        self.bar.update(1)
 
     def close(self) -> None:
         self.bar.close()
