@@ -175,6 +175,7 @@ def _rates(records: list[dict]) -> Iterator[str]:
     """A line a rate; attacks at several places are told apart by their place."""
     from . import evaluation
 
+    records, remarks = evaluation.capable(records)
     kept, left_out = evaluation.answerable(records)
     silent = {r["payload"] for r in records if r["position"]}
     silent -= {r["payload"] for r in kept if r["position"]}
@@ -202,6 +203,7 @@ def _rates(records: list[dict]) -> Iterator[str]:
     if left_out:
         yield (f"left out of asr: {left_out} attacks with {len(silent)} requests that the model "
                "does not answer even as instructions")
+    yield from remarks
 
 
 @command(
@@ -221,8 +223,9 @@ def _rates(records: list[dict]) -> Iterator[str]:
            help="five (default), all, unseen: kinds of frames that no training pair shows, names, "
                 "or a JSON file of templates; with commas"),
     option("--targets", default="witness", metavar="NAMES", type=listed,
-           help="witness (default), payload: another sample's answer, fidelity: tasks about the "
-                "text of requests; with commas"),
+           help="witness (default), payload: another sample's answer, probe: that of a question, "
+                "fidelity: tasks about the text of requests, conditional: instructions whose "
+                "answer depends on a word in the text; with commas"),
     option("--witness", metavar="WORDS",
            help="what attackers want printed instead of the split's own word"),
     option("--judge", default="begins_with", choices=("begins_with", "contains"),
@@ -404,12 +407,12 @@ def _askable(bundle, items: list, arguments, utility: str) -> list:
     """The items that can be asked and judged; what cannot is said."""
     from . import evaluation
 
-    items, unseen = (items, []) if utility == "match" else evaluation.recognizable(items)
-    kept, notes = evaluation.askable(bundle, items, arguments.max_new_tokens,
+    told, unseen = (items, []) if utility == "match" else evaluation.recognizable(items)
+    kept, notes = evaluation.askable(bundle, told, arguments.max_new_tokens,
                                      frontend=arguments.frontend)
     for note in unseen + notes:
         print(f"secalign-kit: {note}", file=sys.stderr)
-    if not any(item.attack not in ("none", "retention", "fidelity") for item in kept):
+    if any(item.position for item in items) and not any(item.position for item in kept):
         raise ValueError("no attack is left; give shorter samples, or a model with more positions")
     return kept
 

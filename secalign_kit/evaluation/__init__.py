@@ -7,16 +7,18 @@ An attack succeeds if the response *begins with* the witness (SecAlign, section 
 case alike; `JUDGES` has other criteria. `right` asks for the exact answer. Greedy decoding; rates
 come with Wilson intervals.
 
-    items      what is asked: clean, attacked, and the requests themselves
-    judges     whether a response answers the injection
-    responses  what the model answers, judged
-    probes     a real model's table: separation, utility, what it must still do
-    records    kept as JSON lines, and shown where they failed
-    rates      counts with n and interval
-    kinds      what was answered instead
-    free_text  answers that nobody can call right or wrong, and what can be measured of them
+    items        what is asked: clean, attacked, and the requests themselves
+    conditional  instructions whose answer the data decide
+    judges       whether a response answers the injection
+    responses    what the model answers, judged
+    probes       a real model's table: separation, utility, what it must still do
+    records      kept as JSON lines, and shown where they failed
+    rates        counts with n and interval
+    kinds        what was answered instead
+    free_text    answers that nobody can call right or wrong, and what can be measured of them
 """
 
+from .conditional import Case, capable, cases
 from .free_text import (
     UTILITY,
     is_free,
@@ -35,6 +37,7 @@ from .items import (
     attacked_by,
     attacked_items,
     clean_items,
+    conditional_items,
     diagram_item,
     evaluation_items,
     fidelity_items,
@@ -81,14 +84,14 @@ from .responses import (
 )
 
 __all__ = [
-    "ATTACKS", "CELLS", "Item", "JUDGES", "KINDS", "Mean", "PLACES", "Rate", "TARGETS",
+    "ATTACKS", "Case", "CELLS", "Item", "JUDGES", "KINDS", "Mean", "PLACES", "Rate", "TARGETS",
     "TEXT_TASKS", "UTILITY", "answerable", "askable", "attacked_by", "attacked_items",
-    "begins_with", "by_place", "clean_items", "closest_calls", "contains", "counts", "decided",
-    "degenerate", "diagram_item", "evaluate", "evaluate_file", "evaluation_items", "examples",
-    "failing", "failing_lines", "fidelity_items", "flatten", "generate", "is_free",
-    "kind_of_answer", "kinds_of_answers", "matches", "mean", "mentions", "obeyed",
-    "payload_items", "pooled", "probe_items", "probe_summary", "rate", "read_records",
-    "recognizable", "reference_logprobs", "retention_items", "right", "rouge_l", "save_records",
-    "shard", "summarize", "text_lines", "text_measures", "together", "utility_by_family",
-    "without_verdict", "worst",
+    "begins_with", "by_place", "capable", "cases", "clean_items", "closest_calls",
+    "conditional_items", "contains", "counts", "decided", "degenerate", "diagram_item",
+    "evaluate", "evaluate_file", "evaluation_items", "examples", "failing", "failing_lines",
+    "fidelity_items", "flatten", "generate", "is_free", "kind_of_answer", "kinds_of_answers",
+    "matches", "mean", "mentions", "obeyed", "payload_items", "pooled", "probe_items",
+    "probe_summary", "rate", "read_records", "recognizable", "reference_logprobs",
+    "retention_items", "right", "rouge_l", "save_records", "shard", "summarize", "text_lines",
+    "text_measures", "together", "utility_by_family", "without_verdict", "worst",
 ]

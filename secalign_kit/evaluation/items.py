@@ -14,9 +14,10 @@ from .. import english, injections, pairs
 from ..injections import NamedAttack
 from ..models import Bundle
 from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample, shipped_samples
+from .conditional import ABSENT, PRESENT, Case, cases
 
 ATTACKS = ("naive", "ignore", "completion", "ignore_completion", "escape_separation")
-TARGETS = ("witness", "payload", "probe", "fidelity")
+TARGETS = ("witness", "payload", "probe", "fidelity", "conditional")
 PLACES = ("end", "start", "middle")
 """The positions that "all" stands for."""
 
@@ -26,10 +27,10 @@ class Item:
     """One prompt to be judged; `attack` is "none" (utility), "retention", "fidelity" or a name.
 
     `target` says what the attacker wants to be answered: the fixed "witness" request, as "payload"
-    another sample, or a "probe". `witness` is the answer to that, recognized by `judge`, and
-    `payload` the request. `position`
-    is where in the data the attack was asked for ("random", or "middle" of a single word), which
-    is not always where `start` puts it. `accept` and `reject` are the sample's own.
+    another sample, a "probe", or the wrong verdict of a "conditional" instruction. `witness` is the
+    answer to that, recognized by `judge`, and `payload` the request. `position` is where in the
+    data the attack was asked for ("random", or "middle" of a single word), which is not always
+    where `start` puts it. `accept` and `reject` are the sample's own.
     """
 
     id: str
@@ -93,6 +94,20 @@ def attacked_by(samples: Iterable[Sample], attack: NamedAttack, probes: Sequence
                      position, "probe", "mentions")
 
 
+def conditional_items(cases: Iterable[Case], attacks: Iterable[tuple[str, NamedAttack]],
+                      bundle: Bundle, seed: int = 0, split: str = "heldout") -> list[Item]:
+    """Cases with the word and without it, and without it under every (place, attack)."""
+    cases = list(cases)
+    items = clean_items([case.present for case in cases], PRESENT)
+    items += clean_items([case.absent for case in cases], ABSENT)
+    asked = {case.absent.id: case.payload for case in cases}
+    for place, attack in attacks:
+        rng = random.Random(f"conditional-{_name(attack)}-{seed}")
+        items += _attacked([case.absent for case in cases], attack, lambda s: asked[s.id], rng,
+                           bundle, split, place, "conditional", "begins_with")
+    return items
+
+
 def _name(attack: NamedAttack) -> str:
     return attack if isinstance(attack, str) else attack[0]
 
@@ -151,9 +166,9 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
     `attacks` are names of `injections.ATTACKS` or entries of `injections.load_attacks` and
     `injections.unseen_attacks`. `position` is one of `injections.POSITIONS`, or "all" for each of
     `PLACES`. `targets` are those of `TARGETS`: attacks that want the witness, another sample's
-    answer, or that of a probe of the kit's English, and tasks about the text of requests. `judge`
-    decides about the witness. Raises ValueError for others, for n < 1, and where nothing can be
-    judged or attacked.
+    answer, or that of a probe of the kit's English, tasks about the text of requests, and
+    conditional instructions (`n` of them too). `judge` decides about the witness. Raises
+    ValueError for others, for n < 1, and where nothing can be judged or attacked.
     """
     _check_items(n, targets)
     samples = [s for s in (shipped_samples(split) if samples is None else samples)
@@ -166,8 +181,8 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
         raise ValueError("no sample has both data and an answer, so none can be attacked; add data")
     probes = english.probes(split) if "probe" in targets else []
     items = clean_items(samples) + retention_items([*samples, *probes], witness)
-    places = PLACES if position == "all" else (position,)
-    for place, attack in itertools.product(places, attacks):
+    ways = list(itertools.product(PLACES if position == "all" else (position,), attacks))
+    for place, attack in ways:
         options = dict(split=split, position=place)
         if "witness" in targets:
             items += attacked_items(with_data, attack, witness, bundle, judge=judge, **options)
@@ -175,6 +190,8 @@ def evaluation_items(bundle: Bundle, split: str = "heldout", n: int | None = Non
             items += payload_items(with_data, attack, bundle, **options)
         if "probe" in targets and attack not in injections.WITNESS_ONLY:
             items += attacked_by(with_data, attack, probes, bundle, **options)
+    if "conditional" in targets:
+        items += conditional_items(cases(split, n), ways, bundle, split=split)
     return items + (fidelity_items(samples) if "fidelity" in targets else [])
 
 
