@@ -28,3 +28,13 @@ import logging
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
+
+
+def load(name: str = "secalign", **options):
+    """A secured model by name, to be asked: `load("secalign").answer(instruction, data)`.
+
+    `name` is a run's folder, an adapter or a model; see `application.load`, which has the options.
+    """
+    from . import application
+
+    return application.load(name, **options)

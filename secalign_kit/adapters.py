@@ -62,14 +62,9 @@ def read(folder: Path) -> LoraConfig:
     if not isinstance(config, LoraConfig):
         raise ValueError(f"adapter {str(folder)!r} is of the kind {config.peft_type}; the kit "
                          "knows LoRA")
-    usual = LoraConfig()
-    for field in fields(config):
-        value = getattr(config, field.name)
-        known = (value in INITIAL if field.name == "init_lora_weights"
-                 else field.name in FREE or value == getattr(usual, field.name, None))
-        if not known:
-            raise ValueError(f"adapter {str(folder)!r} has {field.name}={value!r}, which the kit "
-                             "cannot switch off and scale exactly; train one without it")
+    if other := _unknown(config):
+        raise ValueError(f"adapter {str(folder)!r} has {other}, which the kit cannot switch off "
+                         "and scale exactly; train one without it")
     return config
 
 
@@ -135,11 +130,25 @@ def refuse_missing(folder: Path, model) -> None:
                          f"{only[0].removeprefix('base_model.model.')} is in the {where} only")
 
 
-def unscalable(config: LoraConfig) -> str:
+def unscalable(config: PeftConfig) -> str:
     """What of an adapter its strength does not scale, "" if nothing."""
+    if not isinstance(config, LoraConfig):
+        return f"factors of the kind {config.peft_type.value}"
     if config.use_dora:
         return "DoRA's magnitudes"
-    return "modules_to_save" if config.modules_to_save else ""
+    return "modules_to_save" if config.modules_to_save else _unknown(config)
+
+
+def _unknown(config: LoraConfig) -> str:
+    """The first setting that would change the base model, "" if there is none."""
+    usual = LoraConfig()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        known = (value in INITIAL if field.name == "init_lora_weights"
+                 else field.name in FREE or value == getattr(usual, field.name, None))
+        if not known:
+            return f"{field.name}={value!r}"
+    return ""
 
 
 def _hub_id(name: str) -> bool:

@@ -483,6 +483,66 @@ def adapters(arguments) -> None:
         print(f"{name}: {cards.make_adapter(name)}")
 
 
+@command("the insecure and the secure answer, side by side",
+         option("source", metavar="run",
+                help="a run, an adapter's folder, a shipped one or a model"),
+         option("--instruction", required=True, metavar="TEXT", help="what the application asks"),
+         option("--data", metavar="FILE", help="what it asks it about; - reads the standard input"),
+         option("--attack", default="", metavar="NAME",
+                help="put an attack at the end of the data, e.g. ignore"),
+         option("--payload", default="", metavar="TEXT",
+                help="what the attacker wants (default: the held-out witness request)"),
+         option("--model", help="the base of an adapter that does not name it"),
+         option("--max-new-tokens", type=int, default=256, metavar="N",
+                help="the longest answer (default: 256)"),
+         option("--json", action="store_true"),
+         examples="secalign --instruction 'Count the words.' --data letter.txt --attack ignore")
+def ask(arguments) -> None:
+    from . import application
+
+    bundle = application.load(arguments.source, arguments.model).bundle
+    found = application.side_by_side(
+        bundle, arguments.instruction, _text(arguments.data), arguments.attack, arguments.payload,
+        arguments.max_new_tokens)
+    print(application.as_json(found) if arguments.json else
+          "\n".join(application.lines(found)))
+
+
+def _text(path: str | None) -> str:
+    """A file's text or that of the standard input ("-"). Raises ValueError if it is not UTF-8."""
+    if path is None:
+        return ""
+    read = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return read.decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
+@command("write a run as a folder that other programs load",
+         option("source", metavar="run", help="a run, an adapter's folder or a shipped one"),
+         option("folder"),
+         option("--adapter", dest="kind", action="store_const", const="adapter", default="merged",
+                help="the adapter alone, with its tokenizer and chat template"),
+         option("--merged", dest="kind", action="store_const", const="merged",
+                help="the adapter added to its base's weights (default)"),
+         option("--strength", type=float, default=1.0, metavar="X",
+                help="how much the adapter counts: 0 insecure, 1 as trained (default)"),
+         option("--dtype", default="bf16", choices=("bf16", "fp32")),
+         option("--model", help="the base of an adapter that does not name it"),
+         examples="runs/mine mine-secure\nruns/mine mine-adapter --adapter\n"
+                  "secalign half --strength 0.5")
+def export(arguments) -> None:
+    from . import export as job
+
+    found = job.export(arguments.source, arguments.folder, arguments.kind, arguments.strength,
+                       arguments.dtype, arguments.model)
+    print("\n".join(found.lines()))
+    for ours, theirs in found.examples:
+        print(f"the run says {one_line(ours)!r}, the export {one_line(theirs)!r}")
+    print(f"Export: {arguments.folder}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="secalign-kit", formatter_class=argparse.RawDescriptionHelpFormatter,

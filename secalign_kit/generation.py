@@ -11,7 +11,7 @@ The texts are those of one-by-one greedy decoding; rounding may turn a near-tie 
 
 import contextlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -74,6 +74,29 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
         bar.update(len(rows))
     bar.close()
     return responses
+
+
+def stream(bundle: Bundle, prompt: Sequence[int],
+           max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[int]:
+    """The greedy ids of one prompt as they come, without the end token.
+
+    Models whose caches cannot be continued give all of them at once.
+    """
+    if not shared_prefix.sharing(bundle.model).caches:
+        with native_precision(bundle):
+            ids = greedy(bundle, [prompt], max_new_tokens)[0]
+        yield from ids
+        return
+    end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
+    cache, ids = DynamicCache(), torch.tensor([list(prompt)], device=bundle.device)
+    mask = torch.ones_like(ids)
+    for _ in range(max_new_tokens):
+        with torch.inference_mode(), native_precision(bundle):  # not around what the caller does
+            token = shared_prefix.extend(bundle.model, ids, mask, cache).argmax(-1)
+        if int(token) == end:
+            return
+        yield int(token)
+        ids, mask = token[:, None], torch.ones_like(mask[:, :1]).expand(1, mask.shape[1] + 1)
 
 
 def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",

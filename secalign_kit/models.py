@@ -298,7 +298,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     if format is not None and format not in FORMATS and format not in CHAT:
         raise ValueError(f"format {format!r} is unknown; choose one of "
                          f"{', '.join([*CHAT, *FORMATS])}")
-    path = _path(plain)
+    path = path_of(plain)
     folder = adapters.find(adapter) if adapter else None
     if Path(path).exists():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
@@ -391,7 +391,7 @@ def _folder(path: str, dtype: torch.dtype):
         yield folder
 
 
-def _path(name: str) -> str:
+def path_of(name: str) -> str:
     """The folder, file or Hub id of a model. Raises ValueError for one that is to be fetched."""
     path = PRESETS[name].path if name in PRESETS else name
     if name not in fetch.SOURCES:

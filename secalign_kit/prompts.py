@@ -126,17 +126,24 @@ def filter_data(text: str, fmt: PromptFormat) -> str:
     an attacker nests them ("<data_de<data_delimiter>limiter>"), and time stays linear.
     Case-sensitive, as tokens are.
     """
+    return filtered(text, fmt)[0]
+
+
+def filtered(text: str, fmt: PromptFormat) -> tuple[str, list[str]]:
+    """`filter_data` of the text, and the strings that it deleted, in order."""
     found, by_last = _search(fmt.reserved)
-    if not found(text):
-        return text
     kept: list[str] = []
+    deleted: list[str] = []
+    if not found(text):
+        return text, deleted
     for character in text:
         kept.append(character)
         for size, strings in by_last.get(character, ()):
-            if "".join(kept[-size:]) in strings:
+            if (end := "".join(kept[-size:])) in strings:
                 del kept[-size:]
+                deleted.append(end)
                 break
-    return "".join(kept)
+    return "".join(kept), deleted
 
 
 @functools.lru_cache(maxsize=64)

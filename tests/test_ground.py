@@ -19,7 +19,7 @@ RIVER = ["visible", "markdown", "progress", "files", "samples", "english", "conf
          "frames", "pairs", "tokenization", "prompts", "chat_format", "adapters", "budget", "ranks",
          "fetch", "fused", "models", "preference", "shared_prefix", "generation", "logprobs",
          "parity", "adversary", "training", "defenses", "evaluation", "attackers", "figures",
-         "report", "demo", "studies", "toy", "widgets", "cli", "__main__"]
+         "report", "demo", "studies", "toy", "application", "export", "widgets", "cli", "__main__"]
 STORY = re.findall(r"^    (\w+)  +\w", secalign_kit.__doc__, re.M)  # as the kit tells it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
