@@ -54,24 +54,28 @@ def find(name: str, model: str | None = None) -> Source:
     run = path.parent if inside else path
     if (run / "config.yaml").is_file():
         config = RunConfig.from_yaml(run / "config.yaml")
-        if model and _path(model) != _path(config.model):
-            raise ValueError(f"{name!r} was trained on {config.model} and not on {model}; leave "
-                             "--model out")
-        return Source(name, config.model, adapters.find(run), run, config)
+        return Source(name, _same(name, config, model), adapters.find(run), run, config)
     if name in models.ADAPTERS or (path / adapters.WEIGHTS).is_file() or (
             path / "adapter" / adapters.WEIGHTS).is_file():
         folder = adapters.find(models.ADAPTERS.get(name, path))
-        config = recipe(name) if name in models.ADAPTERS and name in recipes() else None
-        return Source(name, model or (config.model if config else _base(folder)), folder,
-                      config=config)
+        if name in models.ADAPTERS and name in recipes():
+            config = recipe(name)
+            return Source(name, _same(name, config, model), folder, config=config)
+        return Source(name, model or _base(folder), folder)
     with contextlib.suppress(ValueError):  # of the Hub, an adapter or a model
         if "/" in name and not path.exists() and model:
             return Source(name, model, adapters.find(name))
     return Source(name, model or name)
 
 
-def _path(model: str) -> str:
-    return models.PRESETS[model].path if model in models.PRESETS else str(model)
+def _same(name: str, config: RunConfig, model: str | None) -> str:
+    """The model that was trained on, or the folder of it that was given instead."""
+    given, trained = (models.PRESETS[m].path if m in models.PRESETS else m
+                      for m in (model or config.model, config.model))
+    if given != trained and not Path(given).exists():
+        raise ValueError(f"{name!r} was trained on {config.model} and not on {model}; leave "
+                         "--model out")
+    return model or config.model
 
 
 def _base(folder: Path) -> str:
@@ -149,9 +153,9 @@ def refuse_longer(bundle: Bundle, prompt: int, answer: int) -> None:
     """Raises ValueError if prompt and answer, in tokens, are more than the model has positions."""
     limit = models.positions(bundle)
     if prompt + answer > limit:
-        raise ValueError(f"the prompt has {prompt:,} tokens and {answer:,} are left for the answer, "
-                         f"but model {bundle.name!r} has {limit:,} positions; shorten the data, or "
-                         "the answer (max_new_tokens, --max-new-tokens)")
+        raise ValueError(f"the prompt has {prompt:,} tokens and {answer:,} are left for the "
+                         f"answer, but model {bundle.name!r} has {limit:,} positions; shorten the "
+                         "data, or the answer (max_new_tokens, --max-new-tokens)")
 
 
 # --- insecure and secure, side by side ------------------------------------------------------------

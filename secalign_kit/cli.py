@@ -496,7 +496,7 @@ def adapters(arguments) -> None:
          option("--max-new-tokens", type=int, default=256, metavar="N",
                 help="the longest answer (default: 256)"),
          option("--json", action="store_true"),
-         examples="secalign --instruction 'Count the words.' --data letter.txt --attack ignore")
+         examples="secalign --instruction Summarize --data letter.txt --attack ignore")
 def ask(arguments) -> None:
     from . import application
 

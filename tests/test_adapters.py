@@ -77,6 +77,21 @@ def test_the_dial_refuses_what_it_would_not_scale(base, tmp_path, kind, what):
         pass
 
 
+@pytest.mark.parametrize(("config", "what"), [
+    (IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
+     "factors of the kind IA3"),
+    (LoraConfig(task_type="CAUSAL_LM", target_modules=TARGETS, bias="lora_only"), "bias="),
+    (LoraConfig(task_type="CAUSAL_LM", target_modules=TARGETS, trainable_token_indices=[5]),
+     "trainable_token_indices="),
+])
+def test_the_dial_refuses_adapters_that_were_put_on_by_hand(base, config, what):
+    """At strength 0 such a model would not be the base, though LoRA's part of it is off."""
+    bundle = models.load(base, four_bit=False)
+    bundle.model = get_peft_model(bundle.model, config)
+    with pytest.raises(ValueError, match=what), models.strength(bundle, 0.0):
+        pass
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora", "ranks"])
 def test_strength_zero_is_the_base(base, tmp_path, kind):
     bundle = models.load(base, four_bit=False,

@@ -15,6 +15,7 @@ from secalign_kit.prompts import (
     encode,
     encode_response,
     filter_data,
+    filtered,
     for_tokenizer,
     messages_to_parts,
     render,
@@ -64,6 +65,13 @@ def test_filtered_data_hold_no_reserved_string_and_filtering_again_changes_nothi
 @given(formats, st.text(alphabet="abc \n.,é"))
 def test_harmless_data_pass_the_filter_unchanged(fmt, text):
     assert filter_data(text, fmt) == text
+
+
+def test_the_filter_says_what_it_deleted():
+    assert filtered(SNEAKY, TOY)[1] == ["<data_delimiter>", "<data_delimiter>",
+                                        "<response_delimiter>", "<|end|>",
+                                        "<instruction_delimiter>"]
+    assert filtered("red", TOY) == ("red", [])
 
 
 def test_deep_nesting_is_undone_in_one_pass():

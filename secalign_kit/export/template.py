@@ -108,7 +108,7 @@ _TEMPLATE = """\
       {{%- set ns.found = false -%}}
       {{%- for mark in reserved -%}}
         {{%- if mark in ns.text -%}}
-          {{%- set ns.text = ns.text.split(mark) | join('') -%}}
+          {{%- set ns.text = ns.text.replace(mark, '') -%}}
           {{%- set ns.found = true -%}}
         {{%- endif -%}}
       {{%- endfor -%}}
