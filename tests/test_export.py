@@ -53,7 +53,7 @@ def rendered(fmt, messages, asks=True):
 ANY = st.sampled_from([*FORMATS.values(), *CHAT_FORMATS])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(ANY.flatmap(lambda fmt: st.tuples(st.just(fmt), hostile(fmt))))
 def test_the_template_alone_writes_the_kits_prompt_of_hostile_data(pair):
     fmt, data = pair
