@@ -1,4 +1,4 @@
-"""`python -m benchmarks [startup pretraining scoring asr dpo pairs]`: tables, markdown and JSON.
+"""`python -m benchmarks [startup pretraining scoring asr dpo loop pairs]`: tables and JSON.
 
 They go to `runs/bench`. `pairs`, which takes as long as all others together, is left out unless it
 is named.
@@ -12,10 +12,11 @@ from pathlib import Path
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 warnings.filterwarnings("ignore")
 
-from . import asr, dpo, measuring, pretraining, scoring, startup  # noqa: E402
+from . import asr, dpo, loop, measuring, pretraining, scoring, startup  # noqa: E402
 
 PARTS = {"startup": startup.startup, "pretraining": pretraining.pretraining,
-         "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo, "pairs": dpo.by_pairs}
+         "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo, "loop": loop.loop,
+         "pairs": dpo.by_pairs}
 USUAL = [name for name in PARTS if name != "pairs"]
 
 

@@ -146,14 +146,16 @@ class PairTrainer(EncodedDPOTrainer):
     """TRL's trainer with a step of our own: `collate` makes the batch, `compute_loss` the loss.
 
     `objective` and `sft_weight` are those of `preference.batch_loss`; `precision` is the context
-    that the model runs in; `adversary`, if there is one, attacks the pairs that `collate` drew.
+    that the model runs in; `adversary`, if there is one, attacks the pairs that `collate` drew, in
+    the context `still`.
     """
 
     def __init__(self, *args, objective: str, sft_weight: float = 0.0,
-                 precision=contextlib.nullcontext, adversary: Adversary | None = None, **kwargs):
+                 precision=contextlib.nullcontext, adversary: Adversary | None = None,
+                 still=contextlib.nullcontext, **kwargs):
         super().__init__(*args, **kwargs)
         self.objective, self.sft_weight, self.precision = objective, sft_weight, precision
-        self.adversary = adversary
+        self.adversary, self.still = adversary, still
         self.fused = self.model.device.type == "cuda" and not self.is_fsdp_enabled
         self.noted: list[torch.Tensor] = []
         self.noted_attacks: list[torch.Tensor] = []
@@ -196,8 +198,9 @@ class PairTrainer(EncodedDPOTrainer):
     def attacked(self, model, inputs: dict) -> tuple[dict, torch.Tensor]:
         """The batch with the adversary's embeddings in its prompts, and log p before its moves."""
         attack = inputs["attack"]
-        vectors, before = adversary.attacked(self.accelerator.unwrap_model(model), attack,
-                                             self.adversary)
+        with self.still():
+            vectors, before = adversary.attacked(self.accelerator.unwrap_model(model), attack,
+                                                 self.adversary)
         return inputs | {"replaced": (attack["row"], attack["at"], vectors)}, before
 
     @torch.no_grad()
@@ -480,7 +483,8 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
         trainer = PairTrainer(bundle.model, data_collator=batch, objective=config.loss,
                               sft_weight=config.sft_weight,
                               precision=functools.partial(models.native_precision, bundle),
-                              adversary=opponent, **common)
+                              adversary=opponent,
+                              still=functools.partial(models.merged, bundle), **common)
     else:
         warnings.warn(f"prefixes are not shared; TRL's own trainer computes {config.loss}",
                       stacklevel=2)

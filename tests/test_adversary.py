@@ -1,5 +1,6 @@
 """The attacker in the loop does what its plain specification does, and a run with it goes on."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -61,16 +62,18 @@ def test_the_moves_are_those_of_the_plain_specification(config, tmp_path, place)
     assert apart.float().mean() < 1e-3
 
 
-def test_reading_the_prompt_once_changes_no_log_prob(trainer):
+@pytest.mark.parametrize("merged", [False, True])
+def test_reading_the_prompt_once_changes_no_log_prob(trainer, merged):
     batch = batch_of(trainer)
     attack, base = batch["attack"], shared_prefix.base_of(trainer.model.eval())
     vectors, _ = adversary.attacked(trainer.model, attack, trainer.adversary)
-    with torch.no_grad():
+    with torch.no_grad(), trainer.still() if merged else contextlib.nullcontext():
         rest = base.get_input_embeddings()(attack["tails"])
         cache, mask = shared_prefix.read(base, attack["heads"], attack["read"])
         mask = torch.cat([mask, attack["real"]], dim=1)
         for _ in range(2):  # the cache serves as often as it is asked
             short = adversary.rejected_logprobs(base, cache, mask, attack, rest, vectors)
+    with torch.no_grad():
         whole = shared_prefix.token_logprobs(
             base, batch | {"replaced": (attack["row"], attack["at"], vectors)})
     wanted = whole[(batch["rejected"] == 1) & torch.isin(batch["row"], attack["rows"])]
