@@ -1,6 +1,8 @@
 """DPO steps on a GPU: this kit and TRL in turn, in one process, on random 4-bit weights.
 
     python -m benchmarks.gpu [tiny 1B 8B] [--seconds 280] [--rounds 1]
+    python -m benchmarks.gpu --profile                  # launches, of rows with four pairs
+    python -m benchmarks.gpu --notebook 06_training     # one notebook, from top to bottom
 
 The weights are random in the true shapes of Llama 3.1 8B and of a 1B model, made where they are
 needed and quantized to NF4; nothing is downloaded. Every line is printed as it comes, the most
@@ -11,18 +13,24 @@ of 80 to 320 tokens and responses of 20 to 250. "TRL defaults" sets nothing but 
 tuned" turns checkpointing off and computes the reference once. Steps are counted after the first
 few. `train` is pairs/s of steps, by tokens, since batches differ in length; `reference` is pairs/s
 of the reference's log-probs, where they are computed apart; `loss` is the first step's, which is
-log 2 = 0.6931 if policy and reference run the same kernels.
+log 2 = 0.6931 if policy and reference run the same kernels. `stall` is the slowest step after the
+second by the median one. `share` is the part of the card's own rate of matrix products that does
+what cannot be left out: forward and backward through rows that hold a prompt once. With
+`--profile`, `launches` are the kernels of one more step and `busy` the share of its time that the
+card works; the profiler slows what comes after it, so its rates are not to be read.
 
-Liger changes the layers of the whole process, so its row comes last, and with the last shape only.
+"kit, plain" is the kit without `secalign_kit.fused` in its steps. Liger changes the layers of the
+whole process, so its row comes last, and with the last shape only.
 """
 
 import argparse
 import contextlib
-import gc
 import importlib.util
 import math
 import os
 import random
+import shutil
+import statistics
 import tempfile
 import time
 import warnings
@@ -43,7 +51,8 @@ from transformers import (  # noqa: E402
 from transformers import logging as transformers_logging  # noqa: E402
 from trl import DPOConfig, DPOTrainer  # noqa: E402
 
-from secalign_kit import logprobs, models, shared_prefix, training  # noqa: E402
+from secalign_kit import fused, logprobs, memory, models, shared_prefix, training  # noqa: E402
+from secalign_kit.budget import Shape  # noqa: E402
 from secalign_kit.config import recipe  # noqa: E402
 from secalign_kit.models import Bundle  # noqa: E402
 
@@ -57,22 +66,28 @@ SHAPES = {
     "8B": dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                num_attention_heads=32, num_key_value_heads=8),
 }
-STEPS = {1: (3, 12), 4: (2, 8), 16: (1, 4)}
+STEPS = {1: (3, 13), 4: (3, 13), 16: (2, 7)}
 """Steps to warm up and steps in all, by pairs of a step (the micro-batch)."""
 
-ROWS = [("kit", 4), ("TRL tuned", 4), ("kit, checkpointing", 4), ("TRL defaults", 4), ("kit", 16),
-        ("kit, checkpointing", 16), ("TRL tuned", 16), ("kit, checkpointing", 1), ("kit", 1),
-        ("TRL tuned", 1), ("TRL defaults", 16), ("TRL defaults", 1)]
+ROWS = [("kit", 4), ("TRL tuned", 4), ("kit, checkpointing", 4), ("kit, plain", 4), ("kit", 16),
+        ("TRL tuned", 16), ("kit, checkpointing", 1), ("TRL defaults", 4), ("kit", 1),
+        ("kit, checkpointing", 16), ("TRL tuned", 1), ("kit, plain, checkpointing", 4),
+        ("TRL defaults", 16), ("TRL defaults", 1)]
 LIGER = ("TRL defaults, Liger", 4)
+FOR_LIGER = 35  # seconds that are kept for its row
 
 
 @dataclass(frozen=True)
 class Measured:
     train: float  # pairs/s
     reference: float | None  # pairs/s
-    memory: float  # GiB at the peak
+    gib: float  # at the peak
     loss: float
-    steps: int
+    stall: float  # the slowest step after the second, in medians
+    flops: float  # a second, of what cannot be left out
+    launches: int | None
+    busy: float | None
+    changed: dict | None  # by `fused.steps`
 
 
 def random_bundle(shape: str) -> Bundle:
@@ -103,6 +118,7 @@ def random_bundle(shape: str) -> Bundle:
     model.is_loaded_in_4bit = True  # peft and TRL ask
     models.keep_gradients(model.requires_grad_(False))
     models.one_attention_kernel()
+    fused.norms(model)
     toy = models.load("toy", four_bit=False, device="cpu")
     return Bundle(model.eval(), toy.tokenizer, toy.format, f"random {shape}", four_bit=True)
 
@@ -123,21 +139,63 @@ def plain_tokens(rows) -> int:
                for r in rows)
 
 
-class Clock(TrainerCallback):
-    """Seconds of every step; stops a training when the time is up."""
+def needed_flops(shape: Shape, rows) -> float:
+    """Of matrix products, forwards and backwards to the inputs, with every prompt read once."""
+    responses = sum(len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in rows)
+    prompts = sum(len(r["prompt_ids"]) for r in rows)
+    return 4 * (shape.matrices * (prompts + responses) + shape.head * responses)
 
-    def __init__(self, warm: int, deadline: float):
-        self.warm, self.deadline, self.seconds = warm, deadline, []
+
+def own_rate(seconds: float = 0.5) -> float:
+    """The card's rate of products of large bf16 matrices, in flops a second."""
+    size, dtype = (8192, torch.bfloat16) if CUDA else (256, torch.float32)
+    a = torch.randn(size, size, device="cuda" if CUDA else "cpu", dtype=dtype)
+    for _ in range(3):
+        a @ a
+    wait()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        for _ in range(10):
+            a @ a
+        wait()
+        count += 10
+    return 2 * size**3 * count / (time.perf_counter() - began)
+
+
+class Clock(TrainerCallback):
+    """Seconds of every step; stops a training when the time is up. The last step is not counted,
+    and profiled if it is wished."""
+
+    def __init__(self, warm: int, steps: int, deadline: float, profiled: bool = False):
+        self.warm, self.steps, self.deadline, self.seconds = warm, steps, deadline, []
+        self.profiled, self.profiler, self.launches, self.busy = profiled, None, None, None
 
     def on_step_begin(self, args, state, control, **kwargs):
         wait()
+        if self.profiled and len(self.seconds) == self.steps and CUDA:
+            with contextlib.suppress(Exception):  # no right to profile costs two figures only
+                self.profiler = torch.profiler.profile(
+                    activities=[torch.profiler.ProfilerActivity.CUDA])
+                self.profiler.start()
         self.began = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         wait()
-        self.seconds.append(time.perf_counter() - self.began)
+        seconds = time.perf_counter() - self.began
+        if len(self.seconds) == self.steps:
+            with contextlib.suppress(Exception):
+                self.count(seconds)
+            return
+        self.seconds.append(seconds)
         if time.perf_counter() > self.deadline and len(self.seconds) > self.warm:
             control.should_training_stop = True
+
+    def count(self, seconds: float) -> None:
+        self.profiler.stop()
+        events = self.profiler.events()
+        kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+        self.launches = len(kernels) or None
+        self.busy = sum(e.self_device_time_total for e in kernels) / 1e6 / seconds or None
 
 
 class Encoded(DPOTrainer):
@@ -154,17 +212,9 @@ def wait() -> None:
 
 def forget(bundle: Bundle) -> None:
     """The bundle's model as it was before it was trained."""
-    base = shared_prefix.base_of(bundle.model)
-    if base is not bundle.model:
-        base = bundle.model.unload()
-    base.gradient_checkpointing_disable()
-    with contextlib.suppress(AttributeError):  # of a model that has no such hook
-        base.disable_input_require_grads()
-    base.__dict__.pop("forward", None)  # TRL's own
-    bundle.model = base.requires_grad_(False).eval()
-    gc.collect()
+    bundle.model = training.untrained(bundle.model)
+    memory.release()
     if CUDA:
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
@@ -175,15 +225,20 @@ def kit(bundle: Bundle, rows: list[dict], micro: int, folder: Path, clock: Clock
         n_pairs=len(rows), batch_size=micro, sft_weight=0.0, clean=0.0, save_steps=10**6,
         max_length=2048, lora_r=64, lora_alpha=8, lora_dropout=0.0, learning_rate=2e-4, seed=0,
         lora_targets=["q_proj", "v_proj"], gradient_checkpointing="checkpointing" in who)
-    wait()
-    began = time.perf_counter()
     with models.native_precision(bundle):
+        widest = sorted(rows, key=lambda row: sum(map(len, row.values())))
+        logprobs.score_pairs(bundle, widest[-2 * micro :], 2 * micro)  # to warm up
+        wait()
+        began = time.perf_counter()
         both = logprobs.score_pairs(bundle, rows, training.scoring_batch(config))
     wait()
     seconds = time.perf_counter() - began
     data = Dataset.from_list([row | {"ref_chosen_logps": c, "ref_rejected_logps": r}
                               for row, c, r in zip(rows, *(x.tolist() for x in both), strict=True)])
-    return training.build_trainer(config, bundle, data, folder, [clock]), seconds
+    trainer = training.build_trainer(config, bundle, data, folder, [clock])
+    trainer.args.save_strategy = "no"
+    trainer.fused = trainer.fused and "plain" not in who
+    return trainer, seconds
 
 
 def trl(bundle: Bundle, rows: list[dict], micro: int, folder: Path, clock: Clock,
@@ -214,9 +269,11 @@ def trl(bundle: Bundle, rows: list[dict], micro: int, folder: Path, clock: Clock
     return trainer, time.perf_counter() - began
 
 
-def measure(bundle: Bundle, who: str, micro: int, deadline: float) -> Measured:
+def measure(bundle: Bundle, who: str, micro: int, deadline: float,
+            profiled: bool = False) -> Measured:
     warm, steps = STEPS[micro]
-    rows, seen, clock = random_rows(micro * steps, micro), [], Clock(warm, deadline)
+    rows, seen = random_rows(micro * (steps + 1), micro), []
+    clock = Clock(warm, steps, deadline, profiled)
     forget(bundle)
     with tempfile.TemporaryDirectory() as folder:
         make = kit if who.startswith("kit") else trl
@@ -224,17 +281,21 @@ def measure(bundle: Bundle, who: str, micro: int, deadline: float) -> Measured:
         collate = trainer.data_collator
 
         def weighed(batch):
-            seen.append(plain_tokens(batch))
+            seen.append(batch)
             return collate(batch)
 
         trainer.data_collator = weighed
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    counted = clock.seconds[warm:]
-    weight = sum(seen[warm : len(clock.seconds)]) / (plain_tokens(rows) / len(rows))
-    memory = torch.cuda.max_memory_allocated() / 2**30 if CUDA else math.nan
-    return Measured(weight / sum(counted), reference and len(rows) / reference, memory, losses[0],
-                    len(counted))
+    counted, batches = clock.seconds[warm:], seen[warm : len(clock.seconds)]
+    weight = sum(map(plain_tokens, batches)) / (plain_tokens(rows) / len(rows))
+    shape = Shape.of(shared_prefix.base_of(bundle.model).config)
+    return Measured(
+        weight / sum(counted), reference and len(rows) / reference,
+        torch.cuda.max_memory_allocated() / 2**30 if CUDA else math.nan, losses[0],
+        max(clock.seconds[2:]) / statistics.median(clock.seconds[2:]),
+        sum(needed_flops(shape, batch) for batch in batches) / sum(counted),
+        clock.launches, clock.busy, getattr(trainer, "changed", None))
 
 
 @torch.no_grad()
@@ -257,38 +318,83 @@ def parity(bundle: Bundle, n: int = 8) -> str:
             f"caches within {cache:.4f}; {shared_prefix.sharing(bundle.model)}")
 
 
+COLUMNS = ("", "pairs", "train", "reference", "GiB", "loss", "stall", "share", "launches", "busy",
+           "row s")
+WIDTHS = (27, 6, 8, 10, 7, 8, 7, 7, 9, 6, 7, 0)
+
+
 def line(*cells) -> str:
-    widths = (24, 6, 10, 10, 8, 8, 6)
     return "".join(f"{cell:<{w}}" if k == 0 else f"{cell:>{w}}"
-                   for k, (cell, w) in enumerate(zip(cells, widths, strict=True)))
+                   for k, (cell, w) in enumerate(zip(cells, WIDTHS, strict=False)))
 
 
-def run(shape: str, deadline: float, rounds: int, only: str, last: bool) -> None:
+def told(who: str, micro: int, found: Measured, rate: float, seconds: float) -> str:
+    def or_blank(value, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return line(who, micro, f"{found.train:.2f}", or_blank(found.reference, ".2f"),
+                f"{found.gib:.1f}", f"{found.loss:.4f}", f"{found.stall:.2f}",
+                f"{found.flops / rate:.0%}", or_blank(found.launches, ""),
+                or_blank(found.busy, ".0%"), f"{seconds:.0f}",
+                f"  {' '.join(f'{k} {n}' for k, n in (found.changed or {}).items())}")
+
+
+def run(shape: str, deadline: float, rounds: int, only: str, last: bool,
+        profiled: bool = False) -> None:
     began = time.perf_counter()
     bundle = random_bundle(shape)
     wait()
     say(f"\n{shape}: made in {time.perf_counter() - began:.0f} s")
+    rate = own_rate()
+    say(f"large products: {rate / 1e12:.0f} TFLOP/s")
     try:
         say(parity(bundle))
     except Exception as error:
         say(f"parity failed: {short(error)}")
-    say(line("", "pairs", "train", "reference", "GiB", "loss", "steps"))
+    say(line(*COLUMNS))
     for who, micro in ROWS * rounds + [LIGER] * last:
-        if only not in who:
+        if only not in who or (profiled and micro != 4):
             continue
-        if time.perf_counter() > deadline:
-            say(line(who, micro, "no time", "", "", "", ""))
+        liger = "Liger" in who
+        until = deadline if liger or not last else deadline - FOR_LIGER
+        began = time.perf_counter()
+        if began > until:
+            say(line(who, micro, "no time"))
             continue
-        if "Liger" in who and not importlib.util.find_spec("liger_kernel"):
-            say(line(who, micro, "absent", "", "", "", ""))
+        if liger and not importlib.util.find_spec("liger_kernel"):
+            say(line(who, micro, "absent"))
             continue
+        failed = ""
         try:
-            found = measure(bundle, who, micro, deadline)
-            apart = "" if found.reference is None else f"{found.reference:.2f}"
-            say(line(who, micro, f"{found.train:.2f}", apart, f"{found.memory:.1f}",
-                     f"{found.loss:.4f}", found.steps))
+            found = measure(bundle, who, micro, until, profiled)
+            say(told(who, micro, found, rate, time.perf_counter() - began))
         except Exception as error:  # one row that fails must not cost the others
-            say(line(who, micro, "failed", "", "", "", "") + f"  {short(error)}")
+            failed = short(error)
+        if failed:  # out here, where what it held can go
+            say(line(who, micro, "failed") + f"  {failed}")
+
+
+def notebook(name: str, seconds: float) -> None:
+    """Runs a notebook of the kit from top to bottom, as it is, on the GPU that it finds."""
+    import nbclient
+    import nbformat
+
+    path, = Path("notebooks").glob(f"{name}*.ipynb")
+    with tempfile.TemporaryDirectory() as folder:
+        for part in Path("notebooks").iterdir():
+            if part.is_file():
+                shutil.copy(part, folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+        cells = nbformat.read(path, as_version=4)
+        began = time.perf_counter()
+        nbclient.NotebookClient(cells, timeout=seconds, kernel_name="python3",
+                                resources={"metadata": {"path": folder}}).execute()
+        used = time.perf_counter() - began
+    code = [cell for cell in cells.cells if cell.cell_type == "code"]
+    printed = [out.text for cell in code for out in cell.outputs if out.output_type == "stream"]
+    say(f"{path.name}: {len(code)} cells ran from top to bottom in {used:.0f} s")
+    say("".join(printed)[-1500:])
 
 
 def short(error: Exception) -> str:
@@ -305,15 +411,20 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["8B"] if CUDA else ["tiny"], choices=SHAPES)
     parser.add_argument("--seconds", type=float, default=280)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--notebook", help="run this notebook instead, e.g. 06_training")
     parser.add_argument("--only", default="", help="contenders whose name holds this")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers_logging.set_verbosity_error()
     gpu = torch.cuda.get_device_name() if CUDA else "no GPU"
     say(f"{gpu}; " + ", ".join(f"{k} {v}" for k, v in training.versions().items()))
+    if arguments.notebook:
+        notebook(arguments.notebook, arguments.seconds)
+        return
     for shape in arguments.shapes:
         run(shape, began + arguments.seconds, arguments.rounds, arguments.only,
-            shape == arguments.shapes[-1])
+            shape == arguments.shapes[-1], arguments.profile)
 
 
 if __name__ == "__main__":

@@ -156,8 +156,8 @@ def _halves(layers) -> dict:
 
 def _adapted(layer, own: Callable, copies: dict, x: torch.Tensor, *args, **kwargs):
     """The forward pass of an adapted layer; its own where nothing is trained or x is not half."""
-    if (args or kwargs or layer.disable_adapters or not torch.is_grad_enabled()
-            or x.dtype != HALF or layer not in copies):
+    if (args or kwargs or layer.disable_adapters or layer.merged or x.dtype != HALF
+            or not torch.is_grad_enabled() or layer not in copies):
         return own(x, *args, **kwargs)
     return _Adapted.apply(x, *_weights(layer), *copies[layer], layer.get_base_layer())
 

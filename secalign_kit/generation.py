@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from . import shared_prefix
+from . import memory, shared_prefix
 from .models import Bundle, insecure, native_precision, refuse_beyond, weights_hash
 from .progress import bar as progress_bar
 from .prompts import encode
@@ -27,6 +27,7 @@ from .samples import Sample, write_text
 
 MAX_NEW_TOKENS = 48  # the embedded model's answers are shorter
 ANSWERS = 256  # own answers between two writes of their cache
+AT_ONCE = 64, 256  # prompts, on a CPU and on a GPU, which waits for launches with few
 PAYS = 20  # tokens saved for each prompt, below which sharing costs more than it saves
 COMPACT = 0.8  # finished rows are dropped when the live ones are at most this share of the batch
 
@@ -44,34 +45,38 @@ class Group:
 
 @torch.inference_mode()
 def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int = MAX_NEW_TOKENS,
-           batch_size: int = 64, keys: Sequence[Hashable] | None = None,
+           batch_size: int | None = None, keys: Sequence[Hashable] | None = None,
            settled: Settled | None = None, progress: str = "",
            pays: float = PAYS) -> list[list[int]]:
     """Greedy ids for each prompt (ids), in order, without the end token.
 
     Prompts with the same key (such as the sample they attack) share the computation of their common
-    start where that saves at least `pays` tokens a prompt. Raises ValueError for an empty prompt,
-    and for one that with its response is longer than the model's positions.
+    start where that saves at least `pays` tokens a prompt. `batch_size` is `AT_ONCE` by default;
+    where a GPU's memory is too small for it, batches are halved. Raises ValueError for an empty
+    prompt, and for one that with its response is longer than the model's positions.
     """
     empty = [number for number, ids in enumerate(prompts) if not len(ids)]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
     refuse_beyond(bundle, (len(ids) + max_new_tokens for ids in prompts))
     responses: list[list[int]] = [[] for _ in prompts]
+    batch_size = batch_size or AT_ONCE[bundle.device.type == "cuda"]
     bar = progress_bar(len(prompts), progress, shown=bool(progress))
     if shared_prefix.sharing(bundle.model).caches:
         groups = _groups(prompts, keys, batch_size, pays)
         # apart, since an empty shared start would leave a row with nothing to attend to
-        work = [(_decode, batch) for some in (True, False) for batch in
-                _batches([g for g in groups if bool(g.shared) == some], prompts, batch_size)]
+        decode, work = _decode, [batch for some in (True, False) for batch in _batches(
+            [g for g in groups if bool(g.shared) == some], prompts, batch_size)]
     else:
-        work = [(_by_generate, batch) for batch in _equally_long(prompts, batch_size)]
-    for decode, batch in work:
-        rows = [row for group in batch for row in group.rows]
-        for row, ids in zip(rows, decode(bundle, batch, prompts, max_new_tokens, settled),
-                            strict=True):
+        decode, work = _by_generate, _equally_long(prompts, batch_size)
+
+    def respond(batch: list[Group]) -> None:
+        found = decode(bundle, batch, prompts, max_new_tokens, settled)
+        for row, ids in zip(_rows(batch), found, strict=True):
             responses[row] = ids
-        bar.update(len(rows))
+        bar.update(len(found))
+
+    memory.each(work, respond, _halves, lambda batch: len(_rows(batch)))
     bar.close()
     return responses
 
@@ -154,6 +159,18 @@ def _append_answers(cache: Path, fresh: dict[str, tuple[str, bool]]) -> None:
                               for key, found in whole.items()))
 
 
+def _rows(batch: list[Group]) -> list[int]:
+    return [row for group in batch for row in group.rows]
+
+
+def _halves(batch: list[Group]) -> list[list[Group]]:
+    """Half of the groups each, or half of the only one's rows."""
+    if len(batch) > 1:
+        return memory.in_two(batch)
+    (rows, shared), = ((group.rows, group.shared) for group in batch)
+    return [[Group(part, shared)] for part in memory.in_two(rows)]
+
+
 def _equally_long(prompts, batch_size: int) -> list[list[Group]]:
     """Batches without padding, which not every kind of layer ignores."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -170,7 +187,7 @@ def _equally_long(prompts, batch_size: int) -> list[list[Group]]:
 def _by_generate(bundle: Bundle, batch: list[Group], prompts, max_new_tokens: int,
                  settled: Settled | None) -> list[list[int]]:
     """Responses by transformers' own `generate`, for models whose caches cannot be copied."""
-    rows = [row for group in batch for row in group.rows]
+    rows = _rows(batch)
     ids = torch.tensor([list(prompts[row]) for row in rows], device=bundle.device)
     end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
     start = ids.shape[1]
@@ -255,7 +272,7 @@ def _prefill(bundle: Bundle, batch: list[Group], prompts) -> tuple:
 
 def _decode(bundle: Bundle, batch: list[Group], prompts, max_new_tokens: int,
             settled: Settled | None) -> list[list[int]]:
-    rows = [row for group in batch for row in group.rows]
+    rows = _rows(batch)
     cache, mask, logits = _prefill(bundle, batch, prompts)
     end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
     responses: list[list[int]] = [[] for _ in rows]

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from . import prompts, shared_prefix
+from . import memory, prompts, shared_prefix
 from .models import Bundle, insecure, refuse_beyond
 from .pairs import CUT
 from .progress import bar as progress_bar
@@ -91,14 +91,16 @@ def _scores(bundle: Bundle, rows: Sequence[dict], states: Sequence, batch_size: 
     training = bundle.model.training
     bundle.model.eval()
     bar = progress_bar(len(order), progress, shown=bool(progress))
-    for start in range(0, len(order), batch_size):
-        index = order[start : start + batch_size]
+
+    def score(index: list[int]) -> None:
         batch = collated(bundle, [rows[k] for k in index])
         for found, state in zip(scores, states, strict=True):
             with state():
                 both = shared_prefix.pair_logprobs(bundle.model, batch)
             found[:, index] = torch.stack(both).cpu()
         bar.update(len(index))
+
+    memory.each((order[k : k + batch_size] for k in range(0, len(order), batch_size)), score)
     bar.close()
     bundle.model.train(training)
     return scores
@@ -143,13 +145,15 @@ def score_responses(bundle: Bundle, prompts: Sequence[Sequence[int]],
                            for prompt, group in zip(prompts, responses, strict=True)))
     order = sorted((k for k in range(len(prompts)) if responses[k]), key=lambda k: len(prompts[k]))
     scores: list[list[float]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        index = order[start : start + batch_size]
+
+    def score(index: list[int]) -> None:
         flat = iter(shared_prefix.continuation_logprobs(
             bundle.model, [prompts[k] for k in index], [responses[k] for k in index],
             bundle.tokenizer.pad_token_id))
         for k in index:
             scores[k] = [next(flat) for _ in responses[k]]
+
+    memory.each((order[k : k + batch_size] for k in range(0, len(order), batch_size)), score)
     return scores
 
 

@@ -40,6 +40,7 @@ import json
 import math
 import platform
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ from . import (
     english,
     fused,
     generation,
+    memory,
     models,
     pairs,
     parity,
@@ -142,6 +144,11 @@ class EncodedDPOTrainer(DPOTrainer):
                                    process_index=0, put_on_device=True)
 
 
+def fuses(trainer: DPOTrainer) -> bool:
+    """Whether a trainer's steps are `fused`: on GPUs, with whole weights."""
+    return trainer.model.device.type == "cuda" and not trainer.is_fsdp_enabled
+
+
 class PairTrainer(EncodedDPOTrainer):
     """TRL's trainer with a step of our own: `collate` makes the batch, `compute_loss` the loss.
 
@@ -156,13 +163,13 @@ class PairTrainer(EncodedDPOTrainer):
         super().__init__(*args, **kwargs)
         self.objective, self.sft_weight, self.precision = objective, sft_weight, precision
         self.adversary, self.still = adversary, still
-        self.fused = self.model.device.type == "cuda" and not self.is_fsdp_enabled
+        self.fused = fuses(self)
         self.noted: list[torch.Tensor] = []
         self.noted_attacks: list[torch.Tensor] = []
 
     def train(self, *args, **kwargs):
         """As TRL's; on a GPU the layers run in fewer kernels (`fused.steps`)."""
-        with self.kernels():
+        with self.kernels() as self.changed:
             return super().train(*args, **kwargs)
 
     def kernels(self):
@@ -525,6 +532,106 @@ def starting_adapter(config: RunConfig) -> Path:
     return folder
 
 
+# --- settings that fit a GPU's memory -------------------------------------------------------------
+
+FITTED = ("batch_size", "accumulation", "gradient_checkpointing")
+SPARE = 0.03  # of a GPU's memory stays free when a step is tried, for gaps between tensors
+
+
+def tries_first(bundle: Bundle) -> bool:
+    """Whether a step is tried before a run: on one GPU; ranks would wait for one that failed."""
+    return bundle.device.type == "cuda" and ranks.count() == 1
+
+
+def fitted(config: RunConfig, bundle: Bundle, rows: Dataset) -> tuple[RunConfig, bool]:
+    """The config as it fits the GPU's memory, and whether steps can be `fused` there.
+
+    A step is tried on the longest pairs. Where memory runs out, layers are computed anew in the
+    backward pass (checkpointing), then fewer pairs are computed at once and more batches
+    accumulated; a step of the optimizer keeps its number of pairs. One warning says what was
+    changed. Raises ValueError if nothing fits.
+    """
+    wanted, quick = config, True
+    while trouble := _trouble(config, bundle, rows, quick):
+        if trouble == "memory":
+            config = smaller(config)
+        else:
+            quick = False
+            warnings.warn(f"steps are not fused, since here that fails ({trouble})", stacklevel=3)
+    if config != wanted:
+        said = ", ".join(f"{name} {getattr(config, name)}" for name in FITTED)
+        warnings.warn(f"the GPU's memory is too small for batch_size {wanted.batch_size}; going "
+                      f"on with {said}", stacklevel=3)
+    return config, quick
+
+
+def smaller(config: RunConfig) -> RunConfig:
+    """The next settings that need less memory. Raises ValueError if there are none."""
+    if not config.gradient_checkpointing:
+        return config.replace(gradient_checkpointing=True)
+    parts = next((k for k in range(2, config.batch_size + 1) if config.batch_size % k == 0), 0)
+    if not parts or config.loss == "kto":  # which compares the pairs of a batch
+        raise ValueError(f"the GPU's memory is too small for a batch of {config.batch_size} "
+                         "with checkpointing; set a smaller max_length or model")
+    return config.replace(batch_size=config.batch_size // parts,
+                          accumulation=config.accumulation * parts)
+
+
+def _trouble(config: RunConfig, bundle: Bundle, rows: Dataset, quick: bool) -> str:
+    """What keeps a step from working: "memory", another error of a fused step, "" for nothing."""
+    try:
+        _try_step(config, bundle, rows, quick)
+        return ""
+    except Exception as error:
+        full = memory.ran_out(error)
+        if not (full or quick):
+            raise
+        found = "memory" if full else f"{type(error).__name__}: {error}"
+    memory.release()  # out here, where the error holds no tensor any more
+    return found
+
+
+def _try_step(config: RunConfig, bundle: Bundle, rows: Dataset, quick: bool) -> None:
+    """One step forwards and backwards on the longest pairs; the bundle is as before in the end."""
+    longest = sorted(range(len(rows)), key=lambda k: sum(map(len, as_pair(rows[k]))))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trainer = build_trainer(config, bundle, rows, Path(folder))
+            trainer.fused = trainer.fused and quick
+            held = [torch.empty_like(weight) for weight in trainer.model.parameters()
+                    if weight.requires_grad for _ in range(2)]  # as AdamW's moments will be
+            if bundle.device.type == "cuda":
+                size = torch.cuda.get_device_properties(bundle.device).total_memory
+                held.append(torch.empty(int(SPARE * size), dtype=torch.uint8, device=bundle.device))
+            batch = trainer.data_collator([rows[k] for k in longest[-config.batch_size :]])
+            trainer.model.train()
+            with trainer.kernels():
+                trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+        finally:
+            bundle.model = untrained(bundle.model)
+
+
+def untrained(model):
+    """The base model as it was before a trainer got it."""
+    base = shared_prefix.base_of(model)
+    if base is not model:
+        base = model.unload()
+    base.gradient_checkpointing_disable()
+    with contextlib.suppress(AttributeError):  # of a model that has no such hook
+        base.disable_input_require_grads()
+    base.__dict__.pop("forward", None)  # accelerate's
+    return base.requires_grad_(False).eval()
+
+
+def used(folder: Path) -> dict:
+    """The settings of `FITTED` that a run which has a checkpoint goes on with."""
+    stored = folder / "versions.json"
+    if not (last_checkpoint(folder) and stored.exists()):
+        return {}
+    return {name: value for name, value in json.loads(stored.read_text()).items()
+            if name in FITTED}
+
+
 def versions() -> dict[str, str]:
     found = {name: version(name) for name in PACKAGES}
     return found | {"python": platform.python_version(), "machine": platform.machine()}
@@ -627,7 +734,7 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     """Trains an adapter on the pairs, or goes on from the folder's last checkpoint.
 
     `config.output` gets `config.yaml`, `pairs/`, `reference.safetensors`, `metrics.jsonl`,
-    `versions.json` and `adapter/`.
+    `versions.json` (with the batches that were really used) and `adapter/`.
     `on_record` gets each record of the log as it comes. On several ranks all of them call this, and
     the first one writes. Raises ValueError if a pair does not fit `max_length`, if the folder holds
     another run, for a batch that ranks cannot share, and for a loss that is no number.
@@ -643,12 +750,18 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     bundle = bundle or base_model(config)
     probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
     rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")
+    asked, quick = config, True
+    if begun := used(folder):
+        config = config.replace(**begun)
+    elif config.shared_prefix and tries_first(bundle):
+        config, quick = fitted(config, bundle, rows)
     if ranks.first():
         folder.mkdir(parents=True, exist_ok=True)
-        config.to_yaml(folder / "config.yaml")
+        asked.to_yaml(folder / "config.yaml")
         about = {"source": f"the pairs of {config.pairs}"} if config.pairs else {}
         pairs.save_pairs(dataset, folder / "pairs", **about)
-        write_json(folder / "versions.json", versions())
+        write_json(folder / "versions.json",
+                   versions() | {name: getattr(config, name) for name in FITTED})
 
     def measure() -> dict:
         with models.native_precision(bundle):
@@ -666,6 +779,8 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record,
                  progress)
     trainer = build_trainer(config, bundle, rows, folder, [log])
+    if not quick:
+        trainer.fused = False
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     bundle.model = trainer.model.eval()
     save_adapter(trainer, folder / "adapter")

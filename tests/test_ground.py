@@ -16,10 +16,11 @@ import secalign_kit
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["visible", "markdown", "progress", "files", "samples", "english", "config", "injections",
-         "frames", "pairs", "tokenization", "prompts", "chat_format", "adapters", "budget", "ranks",
-         "fetch", "fused", "models", "preference", "shared_prefix", "generation", "logprobs",
-         "parity", "adversary", "training", "defenses", "evaluation", "attackers", "figures",
-         "report", "demo", "studies", "toy", "application", "export", "widgets", "cli", "__main__"]
+         "frames", "pairs", "tokenization", "prompts", "chat_format", "adapters", "budget",
+         "memory", "ranks", "fetch", "fused", "models", "preference", "shared_prefix",
+         "generation", "logprobs", "parity", "adversary", "training", "defenses", "evaluation",
+         "attackers", "figures", "report", "demo", "studies", "toy", "application", "export",
+         "widgets", "cli", "__main__"]
 STORY = re.findall(r"^    (\w+)  +\w", secalign_kit.__doc__, re.M)  # as the kit tells it
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

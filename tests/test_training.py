@@ -299,3 +299,79 @@ def test_a_run_with_another_loss_prefers_chosen(tiny_config, loss):
     first, last = run.metrics[0], run.metrics[-1]
     margin = [r["chosen_logprob"] - r["rejected_logprob"] for r in (first, last)]
     assert margin[1] > margin[0]
+
+
+def small_gpu(monkeypatch, most: int, checkpointing: int):
+    """A device on which no more pairs than that fit at once, without and with checkpointing."""
+    monkeypatch.setattr(training, "tries_first", lambda bundle: True)
+    own = training.PairTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        limit = checkpointing if self.args.gradient_checkpointing else most
+        if len(inputs["input_ids"]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(training.PairTrainer, "compute_loss", compute_loss)
+
+
+def run_of(config, **changes):
+    config = dataclasses.replace(config, **changes)
+    return training.train(config, training.training_pairs(config),
+                          training.probe_pairs(config, "validation", 4))
+
+
+@pytest.mark.parametrize(("most", "checkpointing", "used"), [
+    (8, 8, {}), (4, 8, {"gradient_checkpointing": True}),
+    (1, 2, {"gradient_checkpointing": True, "batch_size": 2, "accumulation": 4})])
+def test_a_run_steps_down_to_what_fits_and_keeps_its_steps(tiny_config, tmp_path, monkeypatch,
+                                                           most, checkpointing, used):
+    wanted = run_of(tiny_config, **used, output=str(tmp_path / "wanted"))
+    small_gpu(monkeypatch, most, checkpointing)
+    if used:
+        with pytest.warns(UserWarning, match="memory is too small for batch_size 8; going on with"):
+            run = run_of(tiny_config)
+    else:
+        run = run_of(tiny_config)
+    # the step that was tried left nothing behind; batches of the reference differ by rounding
+    for key in ("loss", "margin", "rejected_logprob"):
+        found, expected = ([r[key] for r in metrics if key in r]
+                           for metrics in (run.metrics, wanted.metrics))
+        assert found == pytest.approx(expected, abs=1e-5) and found
+    assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
+    assert RunConfig.from_yaml(run.folder / "config.yaml").batch_size == 8  # as it was asked for
+    noted = json.loads((run.folder / "versions.json").read_text())
+    assert {name: noted[name] for name in used} == used
+
+
+def test_a_run_goes_on_with_the_batches_that_it_began_with(tiny_config, monkeypatch):
+    small_gpu(monkeypatch, 1, 4)
+    config = dataclasses.replace(tiny_config, save_steps=1)
+    pairs, probe = (training.training_pairs(config),
+                    training.probe_pairs(config, "validation", 4))
+
+    def kill(record):
+        if record["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="batch_size 4"):
+        training.train(config, pairs, probe, on_record=kill)
+    monkeypatch.setattr(training, "fitted", lambda *args: pytest.fail("it was tried already"))
+    training.train(config, pairs, probe)
+    assert json.loads((training.Path(config.output) / "versions.json").read_text())[
+        "batch_size"] == 4
+
+
+def test_what_fits_nowhere_is_refused(tiny_config, monkeypatch):
+    small_gpu(monkeypatch, 0, 0)
+    with pytest.raises(ValueError, match="too small for a batch of 1 with checkpointing"):
+        run_of(tiny_config)
+    assert not (training.Path(tiny_config.output) / "config.yaml").exists()
+
+
+def test_a_fused_step_that_fails_is_left_out(tiny_config, monkeypatch):
+    monkeypatch.setattr(training, "tries_first", lambda bundle: True)
+    monkeypatch.setattr(training, "fuses", lambda trainer: True)
+    monkeypatch.setattr(training.fused, "steps", lambda *args, **kwargs: 1 / 0)
+    with pytest.warns(UserWarning, match="not fused, since here that fails .ZeroDivisionError"):
+        assert run_of(tiny_config).metrics[-1]["step"] == 3
