@@ -5,11 +5,13 @@ import contextlib
 import bitsandbytes
 import pytest
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from secalign_kit import fused, models, shared_prefix
+from secalign_kit import fused, logprobs, models, shared_prefix, training
+from secalign_kit.config import RunConfig
 from secalign_kit.models import Bundle
 
 TINY = dict(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3,
@@ -19,7 +21,7 @@ PAIRS = [([11, 12, 13, 14] * (3 + k), [21, 22 + k, 23], [31 + k, 32, 33, 34, 35]
          for k in range(4)]
 
 
-def four_bit(kind="llama", dropout=0.0, dtype=torch.bfloat16, **changes):
+def four_bit(kind="llama", dropout=0.0, dtype=torch.bfloat16, adapted=True, **changes):
     """A tiny model in NF4 with random weights, and LoRA away from zero; the same at every call."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(TINY | changes)), dtype=dtype)
@@ -34,6 +36,8 @@ def four_bit(kind="llama", dropout=0.0, dtype=torch.bfloat16, **changes):
             four.bias = linear.bias
             model.model.set_submodule(name, four)
     models.keep_gradients(model.requires_grad_(False))
+    if not adapted:
+        return model
     targets = ("q_proj", "v_proj", "down_proj")
     model = get_peft_model(model, models.lora(8, 12, dropout, targets))
     for name, weight in model.named_parameters():
@@ -191,3 +195,31 @@ def test_a_layer_takes_half_the_launches(monkeypatch):
     layer = {new: launches(4, new, monkeypatch) - launches(3, new, monkeypatch)
              for new in (False, True)}
     assert layer[True] < 0.52 * layer[False]
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "kto", "gradient_checkpointing": True}])
+def test_a_run_ends_where_it_ends_without(toy, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(models, "has_bf16", lambda device: False)  # no autocast around it
+    config = RunConfig(n_pairs=24, batch_size=4, epochs=3, lora_r=8, lora_alpha=16,
+                       learning_rate=3e-3, lora_targets=("q_proj", "v_proj"), **changes)
+    rows = [dict(prompt_ids=[11 + k, 12, 13 + k % 3] * (3 + k % 4), chosen_ids=[21, 22 + k % 5],
+                 rejected_ids=[31 + k % 7, 32, 33]) for k in range(24)]
+    found = {}
+    for new in (False, True):
+        monkeypatch.setattr(training, "fuses", lambda trainer, new=new: new)
+        bundle = Bundle(four_bit(adapted=False), toy.tokenizer, toy.format, "tiny", four_bit=True)
+        both = torch.stack(logprobs.score_pairs(bundle, rows)).tolist()
+        data = Dataset.from_list([row | {"ref_chosen_logps": c, "ref_rejected_logps": r}
+                                  for row, c, r in zip(rows, *both, strict=True)])
+        trainer = training.build_trainer(config, bundle, data, tmp_path / str(new))
+        trainer.train()
+        assert bool(trainer.changed) == new
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        found[new] = losses, torch.stack(logprobs.score_pairs(bundle, rows))
+        start = torch.tensor(both)
+    if not changes:
+        assert found[True][0][0] == pytest.approx(0.6931, abs=1e-3)
+    assert found[True][0] == pytest.approx(found[False][0], abs=0.02)
+    moved = [(found[new][1] - start).mean(1) for new in (False, True)]  # in nats
+    assert moved[0].abs().max() > 3
+    torch.testing.assert_close(*moved, rtol=0.05, atol=0.1)
