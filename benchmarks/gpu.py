@@ -19,7 +19,7 @@ what cannot be left out: forward and backward through rows that hold a prompt on
 `--profile`, `launches` are the kernels of one more step and `busy` the share of its time that the
 card works; the profiler slows what comes after it, so its rates are not to be read.
 
-"kit, plain" is the kit without `secalign_kit.fused` in its steps. Liger changes the layers of the
+"kit, plain" is the kit without `secalign_kit.fused`. Liger changes the layers of the
 whole process, so its row comes last, and with the last shape only.
 """
 
@@ -118,7 +118,6 @@ def random_bundle(shape: str) -> Bundle:
     model.is_loaded_in_4bit = True  # peft and TRL ask
     models.keep_gradients(model.requires_grad_(False))
     models.one_attention_kernel()
-    fused.norms(model)
     toy = models.load("toy", four_bit=False, device="cpu")
     return Bundle(model.eval(), toy.tokenizer, toy.format, f"random {shape}", four_bit=True)
 
@@ -213,6 +212,9 @@ def wait() -> None:
 def forget(bundle: Bundle) -> None:
     """The bundle's model as it was before it was trained."""
     bundle.model = training.untrained(bundle.model)
+    for module in bundle.model.modules():  # the kit's rows change them anew
+        if type(module).__name__.endswith("RMSNorm"):
+            vars(module).pop("forward", None)
     memory.release()
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
@@ -225,6 +227,7 @@ def kit(bundle: Bundle, rows: list[dict], micro: int, folder: Path, clock: Clock
         n_pairs=len(rows), batch_size=micro, sft_weight=0.0, clean=0.0, save_steps=10**6,
         max_length=2048, lora_r=64, lora_alpha=8, lora_dropout=0.0, learning_rate=2e-4, seed=0,
         lora_targets=["q_proj", "v_proj"], gradient_checkpointing="checkpointing" in who)
+    norms = 0 if "plain" in who else fused.norms(bundle.model)
     with models.native_precision(bundle):
         widest = sorted(rows, key=lambda row: sum(map(len, row.values())))
         logprobs.score_pairs(bundle, widest[-2 * micro :], 2 * micro)  # to warm up
@@ -238,6 +241,7 @@ def kit(bundle: Bundle, rows: list[dict], micro: int, folder: Path, clock: Clock
     trainer = training.build_trainer(config, bundle, data, folder, [clock])
     trainer.args.save_strategy = "no"
     trainer.fused = trainer.fused and "plain" not in who
+    trainer.norms = norms
     return trainer, seconds
 
 
@@ -295,13 +299,15 @@ def measure(bundle: Bundle, who: str, micro: int, deadline: float,
         torch.cuda.max_memory_allocated() / 2**30 if CUDA else math.nan, losses[0],
         max(clock.seconds[2:]) / statistics.median(clock.seconds[2:]),
         sum(needed_flops(shape, batch) for batch in batches) / sum(counted),
-        clock.launches, clock.busy, getattr(trainer, "changed", None))
+        clock.launches, clock.busy,
+        {"norms": trainer.norms} | trainer.changed if getattr(trainer, "changed", None) else None)
 
 
 @torch.no_grad()
 def parity(bundle: Bundle, n: int = 8) -> str:
     """The kit's log-probs, rows and caches, against one plain forward pass per response."""
     forget(bundle)
+    fused.norms(bundle.model)
     rows = random_rows(n, 99)
     chosen, rejected = logprobs.score_pairs(bundle, rows, n)
     cached = logprobs.score_responses(bundle, [row["prompt_ids"] for row in rows],
