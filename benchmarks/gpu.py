@@ -414,13 +414,16 @@ def say(text: str) -> None:
 def main() -> None:
     began = time.perf_counter()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
-    parser.add_argument("shapes", nargs="*", default=["8B"] if CUDA else ["tiny"], choices=SHAPES)
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=", ".join(SHAPES))
     parser.add_argument("--seconds", type=float, default=280)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--notebook", help="run this notebook instead, e.g. 06_training")
     parser.add_argument("--only", default="", help="contenders whose name holds this")
     arguments = parser.parse_args()
+    shapes = arguments.shapes or (["8B"] if CUDA else ["tiny"])
+    if unknown := set(shapes) - SHAPES.keys():
+        parser.error(f"no shape {unknown.pop()}; choose of {', '.join(SHAPES)}")
     warnings.filterwarnings("ignore")
     transformers_logging.set_verbosity_error()
     gpu = torch.cuda.get_device_name() if CUDA else "no GPU"
@@ -428,9 +431,9 @@ def main() -> None:
     if arguments.notebook:
         notebook(arguments.notebook, arguments.seconds)
         return
-    for shape in arguments.shapes:
+    for shape in shapes:
         run(shape, began + arguments.seconds, arguments.rounds, arguments.only,
-            shape == arguments.shapes[-1], arguments.profile)
+            shape == shapes[-1], arguments.profile)
 
 
 if __name__ == "__main__":
