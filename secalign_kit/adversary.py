@@ -98,14 +98,20 @@ def of(config: RunConfig, bundle: Bundle) -> Adversary | None:
     if not config.adversary_moves:
         return None
     embed = bundle.model.get_input_embeddings()
-    with torch.no_grad():  # what the layer gives, since some scale what they store
-        squares = [embed(ids).float().square().mean(1) for ids in
-                   torch.arange(embed.num_embeddings, device=bundle.device).split(4096)]
-        width = embed(torch.tensor([0], device=bundle.device)).shape[-1]
+    width = embed(torch.tensor([0], device=bundle.device)).shape[-1]
     return Adversary(
-        config.adversary_moves, config.adversary_radius * torch.cat(squares).mean().sqrt().item(),
+        config.adversary_moves, config.adversary_radius * root_mean_square(bundle),
         config.adversary_share, config.adversary_tokens, config.adversary_place, config.seed,
         tuple(printable(bundle.tokenizer)), width)
+
+
+@torch.no_grad()
+def root_mean_square(bundle: Bundle) -> float:
+    """Of all numbers of all embeddings, as the layer gives them; some scale what they store."""
+    embed = bundle.model.get_input_embeddings()
+    squares = [embed(ids).float().square().mean(1) for ids in
+               torch.arange(embed.num_embeddings, device=bundle.device).split(4096)]
+    return torch.cat(squares).mean().sqrt().item()
 
 
 def printable(tokenizer) -> list[int]:

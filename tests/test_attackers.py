@@ -361,3 +361,19 @@ def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
     assert cli.main(arguments) == 0 and capsys.readouterr().out == printed
     assert cli.main(["attack", "--attackers", "gcgg"]) == 2
     assert "no attacker 'gcgg'; did you mean gcg?" in capsys.readouterr().err
+
+
+def test_a_larger_radius_reaches_more_and_a_large_one_everything(secured):
+    some = items(secured)[:3]
+    found = attackers.reach(secured, some, (1e-4, 8.0), moves=30, size=6)
+    assert found[1e-4].value < found[8.0].value == 1.0
+
+
+def test_embeddings_that_may_not_move_are_the_tokens(toy):
+    item = items(toy)[0]
+    blank = blanks.make(toy, item, size=4)
+    plain = Queries(blank).losses(torch.tensor([blank.first]))[0].item()
+    stays = attackers.continuous(toy, item, radius=1e-7, moves=2, size=4)
+    assert stays.loss == pytest.approx(plain, abs=1e-3)
+    far = attackers.continuous(toy, item, radius=2.0, moves=5, size=4)
+    assert far.loss < plain - 0.01 or far.obeyed

@@ -11,10 +11,12 @@ model obeyed it, and what it cost. `item` is one of `evaluation.attacked_items` 
     random_search  tokens proposed blindly
     strategies     no tokens but rewritings, chosen by the answers
     universal      one fill for many items, and its transfer
+    continuous     embeddings in place of tokens: can the attackers above be believed?
     runs           many items, kept as JSON lines, and their table
 """
 
 from . import search
+from .continuous import Reached, continuous, reach
 from .gcg import gcg
 from .random_search import random_search
 from .runs import BUDGETS, asr, attack_file, summary, table
@@ -29,6 +31,7 @@ ATTACKERS = {"gcg": gcg, "warm_start": warm_start, "random": random_search,
 WITH_BLANK = frozenset(("gcg", "warm_start", "random"))
 """Attackers that fill a blank, so that they take `side` and `size`."""
 
-__all__ = ["ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Step", "Universal",
-           "WITH_BLANK", "along", "asr", "attack_file", "gcg", "judge", "random_search", "search",
-           "spread", "strategies", "summary", "table", "universal", "warm_start"]
+__all__ = ["ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Reached", "Step",
+           "Universal", "WITH_BLANK", "along", "asr", "attack_file", "continuous", "gcg", "judge",
+           "random_search", "reach", "search", "spread", "strategies", "summary", "table",
+           "universal", "warm_start"]

@@ -63,6 +63,20 @@ class Queries:
         self._keep(cache, fill)
         return slope[0, self.slots - self.head].float() @ embedding.weight.detach().float().T
 
+    def embedded(self, fill: Sequence[int]) -> torch.Tensor:
+        """The embeddings of what stands behind the head, [1, T, H], without a gradient."""
+        return self.model.get_input_embeddings()(self.decoder_input(fill)).detach()
+
+    @torch.enable_grad()
+    def of_vectors(self, rest: torch.Tensor, offsets: torch.Tensor) -> tuple:
+        """(loss, said) with `offsets` [size, H] added to the blank in `rest` [1, T, H].
+
+        Whoever asks without tokens is not counted.
+        """
+        at = self.slots - self.head
+        hidden, _ = self._read(rest.index_add(1, at, offsets[None].to(rest.dtype)), self.head)
+        return tuple(values[0] for values in self._judged(hidden))
+
     def decoder_input(self, fill: Sequence[int]) -> torch.Tensor:
         """The ids behind the head, [1, T]."""
         return self.rows_of(torch.tensor([list(fill)], device=self.device))[:, self.head :]
