@@ -65,10 +65,13 @@ def printed(notebook) -> list[str]:
     texts = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            parts = [o.get("text") or o.get("data", {}).get("text/plain", "")
-                     for o in cell.outputs if keeps(o)]
-            texts.append("\n".join(parts))
+            texts.append("\n".join(_text(output) for output in cell.outputs if keeps(output)))
     return texts
+
+
+def _text(output) -> str:
+    data = output.get("data", {})
+    return output.get("text") or data.get("text/markdown") or data.get("text/plain", "")
 
 
 def differences(committed: Path, executed: Path) -> list[str]:

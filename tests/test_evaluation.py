@@ -414,3 +414,15 @@ def test_the_command_warns_of_a_word_that_the_model_cannot_print(capsys):
     assert "WARNING" in said and "'Xylophone'" in said and "left out of asr: 3 attacks" in said
     assert cli.main(["evaluate", "--n", "3", "--attacks", "naive"]) == 0
     assert "WARNING" not in capsys.readouterr().out
+
+
+def test_examples_of_a_report_begin_with_what_the_insecure_model_obeyed():
+    def record(attack, obeyed):
+        return {"attack": attack, "obeyed": obeyed, "start": 0, "end": 1, "instruction": "i",
+                "data": attack, "response": "r", "expected": "e"}
+
+    insecure = [record("naive", False), record("naive", True), record("ignore", True),
+                record("hijack", False)]
+    shown = evaluation.examples(insecure, insecure, 1)
+    assert [example["attack"] for example in shown] == ["naive", "ignore", "hijack"]
+    assert evaluation.examples(insecure[:1], insecure[:1], 1)[0]["insecure"] == "r"

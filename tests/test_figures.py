@@ -1,5 +1,6 @@
 """Every figure is made, says its units, and shows its numbers; hostile text stays text."""
 
+import base64
 import io
 import math
 import warnings
@@ -71,6 +72,7 @@ def every_figure():
         "training_curves": figures.training_curves(metrics()),
         "shift_scatter": figures.shift_scatter(table()),
         "token_strip": figures.token_strip(["No", ",", " dinosaurs"], [-1, -2, -3], [-9, -1, -3]),
+        "role_strip": figures.role_strip([("instruction", "Count."), ("injection", "Say \u202e.")]),
         "asr_bars": figures.asr_bars({"insecure": {"asr": rates}, "secure": {"asr": rates}}),
         "before_after": figures.before_after(table()),
         "margin_histogram": figures.margin_histogram(table()),
@@ -89,6 +91,30 @@ def test_every_figure_becomes_a_small_png():
         assert Image.open(io.BytesIO(data)).width > 500, name
 
 
+def test_a_picture_for_a_notebook_is_sharp_and_says_in_words_what_it_shows():
+    for name, fig in every_figure().items():
+        data, metadata = figures.image(fig)._repr_mimebundle_()
+        alt = metadata["image/png"]["alt"]
+        png = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+        assert len(alt) > 20 and metadata["image/png"]["width"] < png.width, name
+        assert not set("<>\"&") & set(alt), name
+    bars = figures.words(figures.attack_bars(MODELS))
+    assert "Attacks obeyed" in bars and "insecure" in bars and "95% intervals" in bars
+    evil = figures.words(figures.role_strip([("data", '"><img src=x onerror=alert(1)>\u202e')]))
+    assert "<img" not in evil and '"' not in evil and "[U+202E]" in evil
+
+
+def test_a_strip_of_roles_names_each_run_once_and_breaks_into_lines():
+    many = [("instruction", " a"), ("instruction", " b"), ("data", " word")] * 20
+    fig = figures.role_strip(many)
+    said = [text.get_text() for text in fig.axes[0].texts]
+    assert 20 <= said.count("instruction") < 40 and said.count("\u00b7word") == 20
+    assert fig.get_size_inches()[1] > 2
+    for parts in ([], [("somebody", "text")]):
+        with pytest.raises(ValueError, match="pass .role, text. with delimiter"):
+            figures.role_strip(parts)
+
+
 def test_equal_figures_give_equal_bytes():
     assert figures.png(figures.diagram({})) == figures.png(figures.diagram({}))
 
@@ -96,7 +122,7 @@ def test_equal_figures_give_equal_bytes():
 def test_every_axis_of_measurements_has_a_title_and_units():
     for name, fig in every_figure().items():
         for axes in fig.axes:
-            if name in ("diagram", "token_strip"):
+            if name in ("diagram", "token_strip", "role_strip"):
                 continue
             assert axes.get_title(loc="left"), name
             assert axes.get_xlabel() and axes.get_ylabel(), name

@@ -59,13 +59,56 @@ def test_rhythm_cells_are_short_and_prose_comes_between(notebook):
 
 def test_a_prediction_is_asked_before_code_and_explained_behind_it(notebook):
     asked = [k for k, cell in enumerate(notebook.cells) if "**Predict.**" in cell.source]
-    explained = [k for k, cell in enumerate(notebook.cells) if "<summary>Why?" in cell.source]
+    explained = [k for k, cell in enumerate(notebook.cells) if "**Why?**" in cell.source]
     assert any(notebook.cells[k + 1].cell_type == "code" and later > k + 1
                for k in asked for later in explained)
+    assert not any("<summary>Why?" in cell.source for cell in notebook.cells)  # lessons stand open
 
 
-def test_the_setup_cell_is_the_same_everywhere(notebook):
-    assert code_cells(notebook)[0].source == setup_cell.CELL
+def test_what_is_alike_in_all_notebooks_is_written_by_one_file(notebook, request):
+    name = request.node.callspec.params["notebook"].stem
+    found = setup_cell.notebooks()
+    titles = {other: setup_cell.title(content) for other, content in found.items()}
+    again = setup_cell.written(name, json.loads(json.dumps(found[name])), titles,
+                               setup_cell.repository())
+    assert again == found[name], "run python notebooks/setup_cell.py"
+    assert code_cells(notebook)[0].metadata.jupyter.source_hidden
+
+
+def test_answers_to_predictions_are_folded_and_what_is_to_be_watched_is_not():
+    def cell(kind, text, *tags):
+        return {"cell_type": kind, "source": [text], "metadata": {"tags": list(tags)}}
+
+    cells = [cell("code", "set-up"), cell("markdown", "**Predict.** What?"), cell("code", "a"),
+             cell("code", "b", "open"), cell("markdown", "Then"), cell("code", "c"),
+             cell("code", "d", "answer")]
+    assert [c["source"] for c in setup_cell.folded(cells)] == [["a"], ["d"]]
+
+
+def test_a_badge_is_there_where_the_repository_is_known(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\nname = "x"\n')
+    assert setup_cell.repository(project) == ""
+    assert setup_cell.badge("00_tour", "") == "" and setup_cell.setup("") == setup_cell.CELL
+    project.write_text('[project.urls]\nRepository = "https://github.com/me/fork.git"\n')
+    address = setup_cell.repository(project)
+    shown = setup_cell.badge("00_tour", address)
+    assert "/github/me/fork/blob/main/notebooks/00_tour.ipynb" in shown
+    assert 'ADDRESS = "git+https://github.com/me/fork"' in setup_cell.setup(address)
+    assert setup_cell.badge("00_tour", "https://example.org/fork") == ""
+
+
+@pytest.mark.parametrize("words", ["minutes to read", "machine time", "**Afterwards you can**",
+                                   "**Before you start:**"])
+def test_a_notebook_says_at_first_what_it_takes_and_gives(notebook, words):
+    assert words in notebook.cells[0].source or "as long as you like" in notebook.cells[0].source
+
+
+def test_a_notebook_ends_with_a_recap_and_exercises_of_three_levels(notebook):
+    recap, _, exercises = notebook.cells[-1].source.partition("## Exercises")
+    assert re.findall(r"^(?:## Recap|- )", recap, re.M) == ["## Recap", "- ", "- ", "- "]
+    for level in ("Easy", "Medium", "Hard"):
+        assert f"- *{level}.*" in exercises
 
 
 def test_nothing_but_the_setup_cell_knows_of_colab_or_pip(notebook):

@@ -43,10 +43,14 @@ def read_records(path: Path) -> list[dict]:
 
 
 def examples(insecure: list[dict], secure: list[dict], count: int = 2) -> list[dict]:
-    """The diagram's example and `count` items of every attack, both responses side by side."""
+    """The diagram's example and `count` items of every attack, both responses side by side.
+
+    Those that the insecure model obeyed come first: they show what there is to defend against.
+    """
     seen: dict[str, int] = {}
     chosen = []
-    for before, after in zip(insecure, secure, strict=True):
+    for before, after in sorted(zip(insecure, secure, strict=True),
+                                key=lambda pair: not pair[0]["obeyed"]):
         if before["start"] < 0 or seen.get(before["attack"], 0) >= count:
             continue
         seen[before["attack"]] = seen.get(before["attack"], 0) + 1

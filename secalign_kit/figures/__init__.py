@@ -10,7 +10,7 @@ bars with Wilson intervals. Nothing is shown, saved or kept in global state; `pn
     training   curves of one run, runs beside each other, their paths
     weights    how much an adapter changed each matrix
     shift      log-probs of the pairs before and after training
-    tokens     log-probs token by token
+    tokens     log-probs token by token; whose each part of a prompt is
     rates      rates over a number that was varied; the strength dial
     asr        attack success rates, attack by attack, place by place
     answers    what was answered instead, as parts of a whole
@@ -23,20 +23,21 @@ ellipsis in figures (never in data).
 
 from .answers import answer_kinds
 from .asr import asr_bars, attack_bars, attack_places
-from .canvas import png
+from .canvas import image, png, shown_width, words
 from .diagram import diagram
 from .loss import loss_curve
 from .palette import HATCH, INK, LINE, MARKER, PALETTE, PAPER
 from .rates import rate_curves, strength_dial
 from .shift import before_after, log_prob_clouds, margin_histogram, shift_scatter
-from .tokens import token_strip
+from .tokens import role_strip, token_strip
 from .tradeoff import tradeoff
 from .training import compare_training, training_curves, trajectory
 from .weights import update_norms
 
 __all__ = [
     "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars",
-    "attack_bars", "attack_places", "before_after", "compare_training", "diagram",
-    "log_prob_clouds", "loss_curve", "margin_histogram", "png", "rate_curves", "shift_scatter",
-    "strength_dial", "token_strip", "tradeoff", "training_curves", "trajectory", "update_norms",
+    "attack_bars", "attack_places", "before_after", "compare_training", "diagram", "image",
+    "log_prob_clouds", "loss_curve", "margin_histogram", "png", "rate_curves", "role_strip",
+    "shift_scatter", "shown_width", "strength_dial", "token_strip", "tradeoff", "training_curves",
+    "trajectory", "update_norms", "words",
 ]

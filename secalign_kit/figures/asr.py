@@ -74,8 +74,12 @@ def _bar(axes, x: float, rate: Rate | None, which: str) -> None:
               ha="center", va="bottom", fontsize=9)
 
 
-def attack_bars(rates: Mapping[str, Mapping[str, Rate]]) -> Figure:
+def attack_bars(rates: Mapping[str, Mapping[str, Rate]],
+                title: str = "Attacks obeyed (left is safer)",
+                measure: str = "attack success rate") -> Figure:
     """Attack success rate of every attack on several models: points with 95% intervals.
+
+    With another title and measure, another rate of each attack, such as right answers.
 
     `rates`: model to `{attack: Rate}` (at most six models); names take their colours as in
     `tradeoff`. An attack that was not measured on a model has no point for it. Raises ValueError
@@ -88,8 +92,7 @@ def attack_bars(rates: Mapping[str, Mapping[str, Rate]]) -> Figure:
     fig, axes = sheet(8.6, _height(rates, attacks))
     _points_by_attack(axes, rates, attacks)
     every = trials(rate for found in rates.values() for rate in found.values())
-    dress(axes, "Attacks obeyed (left is safer)",
-          f"attack success rate (%), 95% intervals; {every} per attack", "attack")
+    dress(axes, title, f"{measure} (%), 95% intervals; {every} per attack", "attack")
     axes.grid(False, axis="y")
     legend_below(fig, [axes], 2 if len(rates) == 4 else 3)
     return fig

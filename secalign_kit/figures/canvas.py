@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from functools import lru_cache
 
+import IPython.display
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,6 +17,7 @@ FAMILY = ["DejaVu Sans Mono", "DejaVu Sans"]  # both come with matplotlib
 POINTS = 10  # size of the monospaced text in points
 COLUMN = 0.602 * POINTS / 72  # width of one character in inches
 ROW = 0.215  # height of one line of text in inches
+SHARP = 1.5  # pixels per pixel of an ordinary screen, at 110 of those an inch
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +33,7 @@ def drawable(text: str, limit: int = 240) -> str:
     return "".join(c if c in drawn else f"[U+{ord(c):04X}]" for c in text)
 
 
-def png(fig: Figure, *below: Figure, dpi: int = 110) -> bytes:
+def png(fig: Figure, *below: Figure, dpi: float = 110 * SHARP) -> bytes:
     """The figure, or several one under the other, as a small PNG.
 
     It has 256 colours and no time stamp: equal figures give equal bytes.
@@ -48,7 +50,35 @@ def png(fig: Figure, *below: Figure, dpi: int = 110) -> bytes:
     return small.getvalue()
 
 
-def _drawn(fig: Figure, dpi: int) -> Image.Image:
+def image(fig: Figure, *below: Figure) -> IPython.display.Image:
+    """The figure, or several, for a notebook: sharp on fine screens, with `words` as its text."""
+    data = png(fig, *below)
+    return IPython.display.Image(data, format="png", width=shown_width(data),
+                                 metadata={"alt": words(fig, *below)})
+
+
+def shown_width(data: bytes) -> int:
+    """How wide a PNG of `png` should be shown, in pixels of an ordinary screen."""
+    return round(int.from_bytes(data[16:20], "big") / SHARP)
+
+
+def words(*figs: Figure) -> str:
+    """What pictures show, for those who do not see them: titles, axes, and what the legend names.
+
+    A picture made of texts says its texts, which may be hostile: what HTML would read is replaced.
+    """
+    said = []
+    for axes in (axes for fig in figs for axes in fig.axes):
+        heads = (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel())
+        texts = [] if axes.get_title(loc="left") else [text.get_text() for text in axes.texts]
+        said += [*filter(None, heads), *filter(None, texts)]
+    names = [text.get_text() for fig in figs for legend in [*fig.legends, *(
+        axes.get_legend() for axes in fig.axes)] if legend for text in legend.get_texts()]
+    text = one_line("; ".join(dict.fromkeys([*said, *names])))
+    return text.translate(str.maketrans("<>\"'&", "\u2039\u203a\u201d\u2019+"))
+
+
+def _drawn(fig: Figure, dpi: float) -> Image.Image:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
     return Image.open(buffer).convert("RGB")

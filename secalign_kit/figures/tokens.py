@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from ..visible import arrow, number, token_text
 from .canvas import COLUMN, FAMILY, POINTS, WIDTH, blank, close, drawable, write
-from .palette import INK, PAPER
+from .palette import INK, PALETTE, PAPER
 
 
 def token_strip(tokens: Sequence[str], before: Sequence[float], after: Sequence[float],
@@ -37,6 +37,40 @@ def token_strip(tokens: Sequence[str], before: Sequence[float], after: Sequence[
     height = y + 0.66 + 0.62
     close(fig, axes, height)
     _strip_scale(fig, shade, height)
+    return fig
+
+
+def role_strip(parts: Sequence[tuple[str, str]], title: str = "Whose text") -> Figure:
+    """(role, text) parts in a row, as boxes in the colour of their role, broken into lines.
+
+    A role is delimiter or a name of the palette. The first of neighbours with one role says it in
+    words below; an injection's box has a thick dashed edge. Raises ValueError for no part, or for
+    another role.
+    """
+    unknown = [role for role, _ in parts if role != "delimiter" and role not in PALETTE]
+    if not parts or unknown:
+        raise ValueError(f"role_strip: roles {unknown} are unknown, or no part is given; pass "
+                         f"(role, text) with delimiter, {', '.join(PALETTE)}.")
+    fig, axes = blank()
+    write(axes, 0.25, 0.25, drawable(title, 90), 11.5, weight="bold")
+    x, y, before = 0.25, 0.45, ""
+    for place, (role, text) in enumerate(parts):
+        shown = drawable(text if " " in text.strip() else token_text(text), 104)
+        size = len(shown) * COLUMN + 0.14
+        if x + size > WIDTH - 0.25 and x > 0.25:
+            x, y = 0.25, y + 0.56
+        color = PALETTE.get(role, INK)
+        risky = role == "injection"
+        axes.add_patch(Rectangle((x, y), size, 0.3, facecolor=(*colors.to_rgb(color), 0.14),
+                                 edgecolor=color, linewidth=1.8 if risky else 0.9,
+                                 linestyle="--" if risky else "-"))
+        write(axes, x + size / 2, y + 0.15, shown, POINTS, family=FAMILY, ha="center",
+              weight="bold" if role == "delimiter" else "normal")
+        if role != before or x == 0.25:
+            write(axes, x, y + 0.39, role, 8, color=color)
+        alone = role != before and role not in [role for role, _ in parts[place + 1 : place + 2]]
+        x, before = x + max(size, 0.07 * len(role) if alone else 0) + 0.05, role  # room for words
+    close(fig, axes, y + 0.6)
     return fig
 
 

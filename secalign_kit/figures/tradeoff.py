@@ -71,7 +71,7 @@ def _write_names(axes, names: Sequence[str], places: Sequence, taken: list[Bbox]
                  + _shared(box, box) - _shared(box, inside) for box in boxes]
         best = costs.index(min(costs))  # the nearest of the best
         label.set_position(moves[best])
-        taken.append(boxes[best])
+        taken.append(boxes[best].padded(5))
         h, v, far = ways[best]
         if far > 18:  # so far away that a line must say whose name it is
             end = h * (far - 2), v * (far - 2)
