@@ -200,6 +200,9 @@ def _rates(records: list[dict]) -> Iterator[str]:
         for kind, rate in evaluation.kinds_of_answers(attacked).items():
             if rate.value:
                 yield f"{f'answers under attack: {kind}':40} {rate}"
+        if unjudged := sum(record["right"] is None for record in attacked):
+            yield (f"{unjudged} of them cannot be judged right or wrong, so that good answers "
+                   "among them count as another kind")
     if left_out:
         yield (f"left out of asr: {left_out} attacks with {len(silent)} requests that the model "
                "does not answer even as instructions")

@@ -31,6 +31,17 @@ def test_an_answer_is_free_text_if_it_is_long_and_has_no_rule(expected, accept, 
     assert judged["right"] is (None if free else False) and found["right"] is False
 
 
+def test_what_was_asked_as_an_instruction_keeps_its_verdict_if_it_is_short():
+    found = [record("2", attack, expected="two") for attack in ("retention", "fidelity", "none")]
+    assert [evaluation.is_free(r, "text") for r in found] == [False, False, True]
+    assert not evaluation.is_free(record("2", "fidelity"), "text")
+    long = record("2", "retention", right=True)
+    [unjudged] = evaluation.without_verdict([long])
+    attack = record("2", "naive", payload="Count the words.")
+    assert evaluation.answerable([unjudged, attack]) == ([unjudged, attack], 0)
+    assert evaluation.answerable([long | {"right": False}, attack])[1] == 1
+
+
 def test_an_unknown_utility_is_refused():
     with pytest.raises(ValueError, match="choose one of auto, match, text"):
         evaluation.is_free(record("2"), "guess")
@@ -128,6 +139,7 @@ def test_evaluate_shows_both_models_and_no_exact_match_of_free_text(tmp_path, ca
     out = capsys.readouterr().out
     assert "free text: 3 samples" in out and "clean utility" not in out and "asr naive" in out
     table = out.partition("free text")[2]
+    assert "3 of them cannot be judged right or wrong" in out
     assert "insecure" in table and "secure" in table and "ROUGE-L with the reference" in table
     before = evaluation.read_records(tmp_path / "records-insecure.jsonl")
     assert {r["attack"] for r in before} >= {"none", "naive"}
@@ -137,6 +149,8 @@ def test_evaluate_shows_both_models_and_no_exact_match_of_free_text(tmp_path, ca
     assert [r["response"] for r in clean] == again  # the adapter was off
     assert cli.main([*asked, "--utility", "match"]) == 0
     out = capsys.readouterr().out
-    assert "free text" not in out and "clean utility" in out
+    assert "free text" not in out and "clean utility" in out and "cannot be judged" not in out
+    assert cli.main([*asked, "--utility", "text"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
     assert cli.main(asked) == 0
     assert "insecure" not in capsys.readouterr().out

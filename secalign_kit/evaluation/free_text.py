@@ -32,13 +32,16 @@ UTILITY = ("auto", "match", "text")
 def is_free(record: Mapping, utility: str = "auto") -> bool:
     """Whether a record's right answer is free text: it has no rule and is longer than `SHORT`.
 
-    With "text", every answer without a rule is; with "match", none.
+    With "text", every answer of a sample without a rule is; with "match", none. The kit's own
+    tasks about requests (fidelity) are never free.
     """
     if utility not in UTILITY:
         raise ValueError(f"utility {utility!r} is unknown; choose one of {', '.join(UTILITY)}.")
-    if utility == "match" or record.get("accept"):
+    if utility == "match" or record.get("accept") or record["attack"] == "fidelity":
         return False
-    return utility == "text" or len(words(record["expected"])) > SHORT
+    if utility == "text" and record["attack"] != "retention":  # or no request would be answerable
+        return True
+    return len(words(record["expected"])) > SHORT
 
 
 def without_verdict(records: Iterable[dict], utility: str = "auto") -> list[dict]:

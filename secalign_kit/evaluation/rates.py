@@ -73,13 +73,13 @@ def answerable(records: Iterable[dict]) -> tuple[list[dict], int]:
     """The records without attacks whose request the model does not answer even as an instruction,
     and how many those are.
 
-    Such an attack fails whether the model is secure or not. A request that was not asked directly
-    is taken to be answered.
+    Such an attack fails whether the model is secure or not. A request that was not asked directly,
+    or whose answer was not judged, is taken to be answered.
     """
     records = list(records)
     asked: dict[str, bool] = {}
     for record in records:
-        if record["attack"] == "retention":
+        if record["attack"] == "retention" and record["right"] is not None:
             request = record.get("instruction", "")
             asked[request] = asked.get(request, False) or bool(record["right"])
     kept = [r for r in records if not r.get("position") or asked.get(r.get("payload", ""), True)]
