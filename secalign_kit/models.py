@@ -37,6 +37,7 @@ from .chat_format import CHAT, chat_format
 from .config import RunConfig
 from .prompts import FORMATS, PromptFormat, encode, encode_response, for_tokenizer
 from .samples import DATA
+from .tokenization import limit
 
 
 @dataclass(frozen=True)
@@ -448,6 +449,7 @@ def _fit(tokenizer, form: PromptFormat, rows: int) -> None:
         raise ValueError(f"the tokenizer writes {tokenizer.convert_ids_to_tokens(largest)!r} as "
                          f"id {largest} and the model has an embedding of {rows} rows; give the "
                          "model its own tokenizer")
+    limit(tokenizer, rows)  # others may be spelled in a text, and are refused there
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = form.end  # masked wherever it stands
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .tokenization import added_tokens, cached, reader
+from .tokenization import added_tokens, cached, reader, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def encode(
     With the front-end, added tokens spelled in the data become ordinary pieces; without it they
     become the real ids, which is the vulnerability.
 
-    Raises ValueError if the data could be read as a delimiter in spite of the front-end, and if
-    the tokenizer cannot write the format.
+    Raises ValueError if the data could be read as a delimiter in spite of the front-end, if the
+    tokenizer cannot write the format, and for an added token that the model has no row for.
     """
     layout = _layout(tokenizer, fmt)
     instruction, data = _contents(fmt, instruction, data, frontend)
@@ -201,21 +201,23 @@ def encode(
             _refuse_forged(tokenizer, layout, data, read[1][0])
         parts += [(layout.data, "delimiter"), *read]
     parts.append((layout.response if data else layout.alone, "delimiter"))
-    return EncodedPrompt(tuple(i for ids, _ in parts for i in ids),
-                         tuple(role for ids, role in parts for _ in ids))
+    flat = tuple(i for ids, _ in parts for i in ids)
+    refuse_unknown(tokenizer, flat)
+    return EncodedPrompt(flat, tuple(role for ids, role in parts for _ in ids))
 
 
 def encode_response(tokenizer, fmt: PromptFormat, answer: str) -> tuple[int, ...]:
     """The ids of an answer and of the format's end token, which closes it.
 
     Special tokens spelled in the answer become ordinary pieces, so the end token is the only one.
-    Raises ValueError if the end string is not one token of the tokenizer.
+    Raises ValueError if the end string is not one token of the tokenizer, and as `encode` does.
     """
     layout = _layout(tokenizer, fmt)
     answer = answer.strip() if "response" in fmt.trimmed else answer
     text = fmt.margin[0] + answer + fmt.margin[1]
-    read = reader(tokenizer, "unspecial", "response" in layout.spaced)
-    return (*read.ids(text), cached(tokenizer, ("end", fmt), lambda: _end(tokenizer, fmt)))
+    ids = reader(tokenizer, "unspecial", "response" in layout.spaced).ids(text)
+    refuse_unknown(tokenizer, ids)
+    return (*ids, cached(tokenizer, ("end", fmt), lambda: _end(tokenizer, fmt)))
 
 
 def audit(tokenizer, fmt: PromptFormat, encoded: EncodedPrompt) -> list[int]:

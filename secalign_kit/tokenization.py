@@ -14,6 +14,7 @@ import copy
 import json
 import re
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -66,6 +67,23 @@ def cached(tokenizer, key, make):
     if key not in known:
         known[key] = make()
     return known[key]
+
+
+_ROWS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def limit(tokenizer, rows: int) -> None:
+    """From now on the tokenizer is that of a model whose embedding has so many rows."""
+    _ROWS[tokenizer] = rows
+
+
+def refuse_unknown(tokenizer, ids: Sequence[int]) -> None:
+    """Raises ValueError for an id beyond the model's rows, as of a token that was added later."""
+    largest = max(ids, default=0)
+    if (rows := _ROWS.get(tokenizer)) and largest >= rows:
+        raise ValueError(f"the text spells {tokenizer.convert_ids_to_tokens(largest)!r}, token "
+                         f"{largest}, and the model has an embedding of {rows} rows; remove it "
+                         "from the text")
 
 
 def reader(tokenizer, added: str = "all", prefix: bool = False) -> Reader:

@@ -59,6 +59,18 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_has_rows_is_refused(tmp_pa
         models.load(path, four_bit=False)
 
 
+def test_a_text_that_spells_a_token_without_a_row_is_refused(tmp_path):
+    tokenizer = kinds.byte_level(kinds.IM, chat_template=kinds.CHATML)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<tool>"])
+    bundle = models.load(kinds.folder_of(tmp_path, tokenizer, rows), four_bit=False)
+    for instruction, answer in (("Call <tool>.", "2"), ("Call.", "<tool>")):
+        with pytest.raises(ValueError, match=f"'<tool>', token {rows}, .* {rows} rows; remove it"):
+            logprobs.encode_pair(bundle, instruction, "", answer, "no")
+    row = logprobs.encode_pair(bundle, "Call.", "<tool>", "2", "no")  # pieces, in data
+    assert max(row["prompt_ids"]) < rows
+
+
 def test_a_format_without_end_token_is_refused(tmp_path):
     path = kinds.folder_of(tmp_path, kinds.byte_level(kinds.IM))
     with pytest.raises(ValueError, match="no eos_token"):
