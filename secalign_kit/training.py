@@ -737,13 +737,17 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     `versions.json` (with the batches that were really used) and `adapter/`.
     `on_record` gets each record of the log as it comes. On several ranks all of them call this, and
     the first one writes. Raises ValueError if a pair does not fit `max_length`, if the folder holds
-    another run, for a batch that ranks cannot share, and for a loss that is no number.
+    another run, for a batch that ranks cannot share, for kto under FSDP, and for a loss that is no
+    number.
     """
     began, folder = time.perf_counter(), Path(config.output)
     ranks.refuse_uneven(config.batch_size)
     if ranks.count() > 1 and not config.shared_prefix:
         raise ValueError("shared_prefix false is TRL's own step, for one process; leave it true or "
                          "start without accelerate launch")
+    if config.loss == "kto" and ranks.sharded():
+        raise ValueError("loss kto switches the adapter off within a step, which weights in shards "
+                         "may answer without gradients; start with ddp.yaml or choose another loss")
     refuse_other_run(config)
     if config.start:
         starting_adapter(config)  # may refuse, as what follows, before any writing

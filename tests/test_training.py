@@ -375,3 +375,9 @@ def test_a_fused_step_that_fails_is_left_out(tiny_config, monkeypatch):
     monkeypatch.setattr(training.fused, "steps", lambda *args, **kwargs: 1 / 0)
     with pytest.warns(UserWarning, match="not fused, since here that fails .ZeroDivisionError"):
         assert run_of(tiny_config).metrics[-1]["step"] == 3
+
+
+def test_kto_is_refused_with_weights_in_shards(tiny_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="loss kto.*ddp.yaml"):
+        run_of(tiny_config, loss="kto")
