@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_shared_prefix import EXACT, tiny
 from test_training import away_from_the_reference, loss_of
 
 from secalign_kit import adversary, logprobs, models, shared_prefix, training
@@ -60,6 +61,35 @@ def test_the_moves_are_those_of_the_plain_specification(config, tmp_path, place)
     # a slope near zero may have another sign by rounding, and its coordinate goes the other way
     apart = (found - torch.tensor(wanted)).abs() > 1e-5
     assert apart.float().mean() < 1e-3
+
+
+KINDS = ("one window", "windows in some layers", "windows, eager, sinks", "windows and a soft cap",
+         "chunks", "divided logits", "learned positions", "a head called decoder")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_moves_and_log_probs_are_exact_for_attention_of_every_kind(toy, name):
+    model = tiny(*EXACT[name], toy).model
+    drawer = adversary.Adversary(2, 0.02, 1.0, 3, "around", 0, (70, 71, 72), 32)
+    rows = [{"prompt_ids": list(range(20, 34 + 3 * k)), "chosen_ids": [9, 8],
+             "rejected_ids": [7, 6, 5][k:], "span": [4, 9 + k]} for k in range(2)]
+    drawn = drawer.draw(rows)
+    attack = adversary.collate(drawn, drawer, 0)
+    vectors, before = adversary.attacked(model, attack, drawer)
+    batch = shared_prefix.collate([pair for pair, _, _ in drawn], 0)
+    tokens = shared_prefix.token_logprobs(
+        model, batch | {"replaced": (attack["row"], attack["at"], vectors)})
+    after = adversary.per_answer(tokens[batch["rejected"] == 1], attack)
+    wanted, means = [], []
+    for (prompt, _, rejected), free, seed in drawn:
+        embeddings, steps = adversary.plain_attacked(
+            model, prompt, rejected, free, drawer.noise(seed, len(free)).tolist(), 0.02, 2)
+        wanted += embeddings
+        means.append((steps[0], steps[-1]))
+    torch.testing.assert_close(torch.stack([before, after], 1), torch.tensor(means), atol=1e-4,
+                               rtol=0)
+    assert ((vectors - torch.tensor(wanted)).abs() > 1e-5).float().mean() < 0.02
+    assert (after - before).abs().min() > 1e-6
 
 
 @pytest.mark.parametrize("merged", [False, True])
