@@ -40,10 +40,19 @@ def adapter_card(name: str, bundle: Bundle, n: int = 300) -> str:
         "place; \"unseen\" are kinds of frames that no training pair shows):",
         table(("attack", *places), rows),
         "## Recipe", f"```yaml\n{yaml}\n```", "## Limits",
-        f"Trained on injections {POSITIONS[recipe(name).position]} of the data.\n"
-        "The attacks are texts written beforehand, in a small generated world; nothing is claimed\n"
-        "about attackers who adapt, or about other models.",
+        f"Trained on injections {POSITIONS[recipe(name).position]} of the data.\n{_limits(name)}",
     )
+
+
+def _limits(name: str) -> str:
+    config = recipe(name)
+    if not config.adversary_moves:
+        return ("The attacks are texts written beforehand, in a small generated world; nothing is "
+                "claimed\nabout attackers who adapt, or about other models.")
+    begun = f", which began from `{config.start}`" if config.start else ""
+    return (f"An attacker with gradients stood in the training loop{begun}. The attacks above are\n"
+            "texts written beforehand, in a small generated world; what attackers who adapt reach\n"
+            f"is measured by `secalign-kit attack {name}`. Nothing is claimed about other models.")
 
 
 def make_adapter(name: str) -> Path:
