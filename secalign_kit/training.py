@@ -177,8 +177,7 @@ class PairTrainer(EncodedDPOTrainer):
         if not self.fused:
             return contextlib.nullcontext()
         decoder = shared_prefix.decoder_of(shared_prefix.base_of(self.model))
-        # who asks for checkpointing wants the memory that expanded scales take
-        return fused.steps(self.model, decoder, expand=not self.args.gradient_checkpointing)
+        return fused.steps(self.model, decoder, sparing=self.args.gradient_checkpointing)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch of B pairs with N response tokens, a scalar.
