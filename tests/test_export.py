@@ -319,10 +319,12 @@ def summary_of(seed=0):
 def test_the_card_has_the_runs_table_if_there_is_one():
     source = application.find("secalign")
     found = check.Check(N, N, 2 * N, 0.0, 0.0)
-    text = export.card(source, "mine", "merged", 0.5, "bf16", True, summary_of(), found)
+    text = export.card(source, "mine", "merged", 0.5, "bf16", True,
+                            export.table(source, summary_of()), found)
     assert "| five fixed attacks" in text and "full strength, not at 0.5" in text
     bare = replace(source, adapter=None, config=None, name="other")
-    text = export.card(bare, "mine", "adapter", 1.0, "bf16", False, None, found)
+    text = export.card(bare, "mine", "adapter", 1.0, "bf16", False,
+                            export.table(bare, None), found)
     assert "Nothing. How often" in text and "Seeds: unknown" in text
 
 

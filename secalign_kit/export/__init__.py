@@ -24,12 +24,12 @@ from ..application import Source
 from ..models import Bundle
 from ..samples import write_text
 from . import check, weights
-from .card import card, licence
+from .card import card, licence, table
 from .check import Check
 from .template import chat_template
 from .weights import DTYPES
 
-__all__ = ["Check", "KINDS", "MARK", "chat_template", "export", "licence"]
+__all__ = ["Check", "KINDS", "MARK", "card", "chat_template", "export", "licence", "table"]
 
 KINDS = ("merged", "adapter")
 MARK = "export.json"  # says that a folder is an export of the kit, and may be written anew
@@ -38,11 +38,12 @@ CARRIED = {adapters.WEIGHTS, "reference.safetensors"}
 
 def export(name: str, folder: str | Path, kind: str = "merged", strength: float = 1.0,
            dtype: str = "bf16", model: str | None = None, device: str | None = None,
-           n: int = check.N) -> Check:
+           n: int = check.N, measured: str = "") -> Check:
     """Writes the folder and returns how near it is to the run, `n` prompts compared.
 
     The folder appears when it is whole and checked. `strength` scales the adapter (0 is the
-    insecure model). Raises ValueError for a folder that is not empty and no export, for a run
+    insecure model). `measured` is the card's table, in Markdown, for a run that has none of its own
+    (the demo's has, in `summary.json`). Raises ValueError for a folder that is not empty and no export, for a run
     without an adapter or with something that a plain model cannot carry, for a tokenizer with which
     no template keeps the front-end's promise, and for a reloaded folder that does not agree with
     the run.
@@ -66,7 +67,7 @@ def export(name: str, folder: str | Path, kind: str = "merged", strength: float 
             raise ValueError("the reloaded export differs from the run by more than it may "
                              f"({'; '.join(' '.join(line.split()) for line in found.lines())}); "
                              "nothing was written" + _hint(dtype, kind))
-        _describe(source, bundle, fresh, kind, strength, dtype, found, folder.name)
+        _describe(source, bundle, fresh, kind, strength, dtype, found, folder.name, measured)
         _put(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -132,11 +133,11 @@ def _write(bundle: Bundle, source: Source, fresh: Path, kind: str, strength: flo
 
 
 def _describe(source: Source, bundle: Bundle, fresh: Path, kind: str, strength: float, dtype: str,
-              found: Check, title: str) -> None:
+              found: Check, title: str, measured: str) -> None:
     stored = source.folder / "summary.json" if source.folder else None
     summary = json.loads(stored.read_text("utf-8")) if stored and stored.is_file() else None
     write_text(fresh / "README.md", card(source, title, kind, strength, dtype, bundle.four_bit,
-                                         summary, found))
+                                         measured or table(source, summary), found))
     training.write_json(fresh / MARK, {
         "kind": kind, "strength": strength, "dtype": dtype, "base": source.model,
         "format": bundle.format.name, "versions": training.versions(), "check": found.as_dict()})

@@ -47,7 +47,7 @@ def licence(model: str) -> str:
         plain, "unknown: its card is not at hand, ask its publisher"))
 
 
-def measured(source: Source, summary: dict | None) -> str:
+def table(source: Source, summary: dict | None) -> str:
     """The run's table, or that of a shipped adapter's card, or that there is none."""
     if summary:
         return ("95% Wilson intervals, on the kit's held-out test.\n\n"
@@ -71,8 +71,8 @@ def recipe_of(source: Source) -> str:
 
 
 def card(source: Source, title: str, kind: str, strength: float, dtype: str, four_bit: bool,
-         summary: dict | None, check: Check) -> str:
-    """The README.md of an exported folder."""
+         measured: str, check: Check) -> str:
+    """The README.md of an exported folder; `measured` is `table`, or one's own."""
     base = PRESETS[source.model].path if source.model in PRESETS else source.model
     base = "the embedded model of SecAlign Kit" if source.model == "toy" else f"`{base}`"
     form = (f"its base model's weights with the adapter added, in {dtype}" if kind == "merged"
@@ -91,7 +91,7 @@ def card(source: Source, title: str, kind: str, strength: float, dtype: str, fou
         "`input` turns. The chat template deletes from `input` whatever could be read as the end\n"
         "of the data. Text in the other turns is trusted, whoever wrote it.",
         f"```python\n{USE[kind]}{ASK}\n```",
-        "## Measured", measured(source, summary),
+        "## Measured", measured,
         "" if strength == 1 else
         f"This was measured with the adapter at full strength, not at {strength:g}.",
         "## Checked",
