@@ -62,10 +62,13 @@ def find(name: str, model: str | None = None) -> Source:
             config = recipe(name)
             return Source(name, _same(name, config, model), folder, config=config)
         return Source(name, model or _base(folder), folder)
-    with contextlib.suppress(ValueError):  # of the Hub, an adapter or a model
-        if "/" in name and not path.exists() and model:
-            return Source(name, model, adapters.find(name))
-    return Source(name, model or name)
+    if model and model != name:  # or a mistyped adapter would be its insecure base
+        return Source(name, model, adapters.find(name))
+    if "/" in name and not path.exists():  # of the Hub, an adapter or a model
+        with contextlib.suppress(ValueError):
+            folder = adapters.find(name)
+            return Source(name, _base(folder), folder)
+    return Source(name, name)
 
 
 def _same(name: str, config: RunConfig, model: str | None) -> str:

@@ -48,6 +48,23 @@ def test_a_name_is_a_run_an_adapter_or_a_model(tmp_path):
     assert find("qwen3-0.6b") == Source("qwen3-0.6b", "qwen3-0.6b")
 
 
+def test_a_name_of_the_hub_is_an_adapter_or_a_model(monkeypatch):
+    def found(path):
+        if path == "someone/adapter":
+            return models.ADAPTERS["paper"]
+        raise ValueError("no folder, and not to be had from the Hub")
+
+    monkeypatch.setattr(application.adapters, "find", found)
+    assert find("someone/adapter") == Source("someone/adapter", "toy", models.ADAPTERS["paper"])
+    assert find("someone/model") == Source("someone/model", "someone/model")
+
+
+@pytest.mark.parametrize("name", ["someone/no-such-adapter", "mistyped"])
+def test_a_mistyped_adapter_is_not_its_insecure_base(name):
+    with pytest.raises(ValueError, match="no folder, and not|holds no adapter"):
+        find(name, "toy")
+
+
 def test_what_a_run_says_of_its_base_is_kept(tmp_path):
     run = run_folder(tmp_path / "run", four_bit=False)
     assert not application.load(str(run)).bundle.four_bit

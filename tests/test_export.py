@@ -328,6 +328,22 @@ def test_the_card_has_the_runs_table_if_there_is_one():
     assert "Nothing. How often" in text and "Seeds: unknown" in text
 
 
+@pytest.mark.parametrize(("measured", "words"), [
+    ("", "| five fixed attacks"), ("| mine | 3% |", "| mine | 3% |")])
+def test_the_card_has_the_table_of_the_runs_summary_or_ones_own(tmp_path, monkeypatch, measured,
+                                                                words):
+    run = tmp_path / "run"
+    RunConfig(four_bit=False, seed=7).to_yaml(run / "config.yaml")
+    (run / "adapter").symlink_to(models.ADAPTERS["secalign"])
+    (run / "summary.json").write_text(json.dumps(summary_of()))
+    monkeypatch.setattr(check, "reloaded", lambda *arguments: {})
+    monkeypatch.setattr(check, "compare", lambda *both: check.Check(N, N, 2 * N, 0.0, 0.0))
+    export.export(str(run), tmp_path / "out", n=2, measured=measured)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert words in text and "Seed: 7." in text and "4-bit" not in text.partition("## Recipe")[0]
+    assert "| five fixed attacks" not in text or not measured
+
+
 def test_an_adapter_is_exported_with_its_template_and_checked_on_its_base(tmp_path):
     folder = tmp_path / "adapter"
     found = export.export("secalign", folder, kind="adapter", n=2)

@@ -43,10 +43,10 @@ def export(name: str, folder: str | Path, kind: str = "merged", strength: float 
 
     The folder appears when it is whole and checked. `strength` scales the adapter (0 is the
     insecure model). `measured` is the card's table, in Markdown, for a run that has none of its own
-    (the demo's has, in `summary.json`). Raises ValueError for a folder that is not empty and no export, for a run
-    without an adapter or with something that a plain model cannot carry, for a tokenizer with which
-    no template keeps the front-end's promise, and for a reloaded folder that does not agree with
-    the run.
+    (the demo's has, in `summary.json`). Raises ValueError for a folder that is not empty and no
+    export, for a run without an adapter or with something that a plain model cannot carry, for a
+    tokenizer with which no template keeps the front-end's promise, and for a reloaded folder that
+    does not agree with the run.
     """
     folder = Path(folder)
     _refuse_settings(folder, kind, strength, dtype)
