@@ -1,7 +1,7 @@
-"""`python -m benchmarks [startup pretraining scoring asr dpo loop pairs]`: tables and JSON.
+"""`python -m benchmarks [startup pretraining scoring asr dpo loop pairs gcg]`: tables and JSON.
 
-They go to `runs/bench`. `pairs`, which takes as long as all others together, is left out unless it
-is named.
+They go to `runs/bench`. `pairs`, which takes as long as all others together, and `gcg`, which needs
+nanoGCG, are left out unless they are named.
 """
 
 import argparse
@@ -12,12 +12,12 @@ from pathlib import Path
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 warnings.filterwarnings("ignore")
 
-from . import asr, dpo, loop, measuring, pretraining, scoring, startup  # noqa: E402
+from . import asr, dpo, gcg, loop, measuring, pretraining, scoring, startup  # noqa: E402
 
 PARTS = {"startup": startup.startup, "pretraining": pretraining.pretraining,
          "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo, "loop": loop.loop,
-         "pairs": dpo.by_pairs}
-USUAL = [name for name in PARTS if name != "pairs"]
+         "pairs": dpo.by_pairs, "gcg": gcg.gcg}
+USUAL = [name for name in PARTS if name not in ("pairs", "gcg")]
 
 
 def main() -> None:

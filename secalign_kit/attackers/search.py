@@ -101,8 +101,7 @@ def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: i
     began = time.perf_counter()
     blank = blanks.make(bundle, item, side, size, seed)
     present = tuple(start) if start and blank.holds(start) else blank.first
-    generator = torch.Generator().manual_seed(
-        random.Random(f"{seed} {item.id} {item.data}").getrandbits(63))
+    generator = seeded(seed, item)
     precision = models.native_precision(bundle) if native else contextlib.nullcontext()
     with models.merged(bundle), precision:
         run = _Run(blank, Queries(blank), watch)
@@ -117,6 +116,12 @@ def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: i
         response, obeyed = run.verdict or judge(bundle, blank.attacked(run.best))
     return Outcome(blank.attacked(run.best), obeyed, response, run.steps, run.queries.count,
                    time.perf_counter() - began, run.loss, tuple(run.losses), run.near, run.best)
+
+
+def seeded(seed: int, item: Item) -> torch.Generator:
+    """The generator of a search, another for every seed and item."""
+    number = random.Random(f"{seed} {item.id} {item.data}").getrandbits(63)
+    return torch.Generator().manual_seed(number)
 
 
 class _Run:
