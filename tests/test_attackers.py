@@ -135,6 +135,7 @@ def test_tokens_chosen_by_gradient_lower_the_loss_more_than_any_others(toy):
                      torch.Generator().manual_seed(0))(48)
     changed = (best != torch.tensor(blank.first)).sum(1)
     assert set(changed.tolist()) <= {0, 1}
+    assert set(best[changed > 0].flatten().tolist()) <= {*usable}
     blind = neighbours(toy, blank, 48)
     assert queries.losses(best)[0].mean() < queries.losses(blind)[0].mean()
     every = torch.tensor(blank.first).repeat(len(usable), 1)

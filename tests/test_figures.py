@@ -62,6 +62,9 @@ DIAL = [{"strength": s, "asr": RATE, "attack": "ignore_completion", "utility": M
         for s in (0, 0.5, 1)]
 MODELS = {model: {"naive": RATE, "hijack": MORE} for model in POINTS}
 ANSWERS = dict(zip(KINDS, (rate(k, 100) for k in (40, 3, 30, 27, 0, 0, 0, 0)), strict=True))
+SEARCHES = {"insecure": [{"losses": [2.0, 0.5], "obeyed": True, "steps": 1}],
+            "secure": [{"losses": [9.0, 8.0, 7.5, 7.0], "obeyed": False, "steps": 3},
+                       {"losses": [9.0, 3.0, 1.0], "obeyed": True, "steps": 2}]}
 CURVES = {"SecAlign": [(100, RATE), (10, RATE)], "StruQ": [(100, RATE), (20, RATE)]}
 
 
@@ -81,6 +84,7 @@ def every_figure():
         "attack_bars": figures.attack_bars(MODELS),
         "answer_kinds": figures.answer_kinds({"insecure": ANSWERS, "secure": ANSWERS}),
         "rate_curves": figures.rate_curves(CURVES, "pairs", log_x=True),
+        "searches": figures.searches(SEARCHES),
     }
 
 
@@ -398,3 +402,16 @@ def test_rate_curves_refuse_what_cannot_be_drawn():
     with pytest.raises(ValueError, match="x is 0; a log axis"):
         figures.rate_curves({"a": [(0, RATE)]}, "strength", log_x=True)
     opened(figures.rate_curves({"$a_{$": [(0, RATE), (1, RATE)]}, "strength"))
+
+
+def test_searches_show_their_losses_and_what_each_budget_buys():
+    loss, share = figures.searches(SEARCHES).axes
+    assert [list(line.get_ydata()) for line in loss.lines if len(line.get_ydata()) > 1] == [
+        one["losses"] for group in SEARCHES.values() for one in group]
+    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in loss.lines
+             if len(line.get_ydata()) == 1]
+    assert marks == [(1, 0.5), (2, 1.0)]
+    shares = {line.get_label(): list(line.get_ydata()) for line in share.lines}
+    assert shares == {"insecure, n = 1": [0, 100, 100, 100], "secure, n = 2": [0, 0, 50, 50]}
+    with pytest.raises(ValueError, match="without searches"):
+        figures.searches({"insecure": []})

@@ -19,7 +19,7 @@ from . import search
 from .continuous import Reached, continuous, reach
 from .gcg import gcg
 from .random_search import random_search
-from .runs import BUDGETS, asr, attack_file, summary, table
+from .runs import BUDGETS, asr, attack_file, shipped, summary, table
 from .search import Budget, Outcome, Progress, Step, judge
 from .strategies import strategies
 from .universal import Universal, spread, universal
@@ -33,5 +33,5 @@ WITH_BLANK = frozenset(("gcg", "warm_start", "random"))
 
 __all__ = ["ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Reached", "Step",
            "Universal", "WITH_BLANK", "along", "asr", "attack_file", "continuous", "gcg", "judge",
-           "random_search", "reach", "search", "spread", "strategies", "summary", "table",
-           "universal", "warm_start"]
+           "random_search", "reach", "search", "shipped", "spread", "strategies", "summary",
+           "table", "universal", "warm_start"]

@@ -33,17 +33,21 @@ def exchanges(gradient: torch.Tensor, present, usable: list[int], top: int,
     """A function that draws fills [count, size], each with one token other than `present`'s.
 
     Slots are drawn evenly, and a slot's token from the `top` usable ones with the lowest gradient
-    [size, V].
+    [size, V]. Tokens are drawn from all usable ones and kept if they are among those, so that two
+    ways of rounding, which order near ties differently, mostly propose the same.
     """
     row, allowed = torch.tensor(list(present)), torch.tensor(usable)
-    best = (-gradient[:, allowed.to(gradient.device)]).topk(min(top, len(allowed)), dim=1).indices
-    best = allowed[best.cpu()]
+    slopes = gradient[:, allowed.to(gradient.device)].cpu()
+    top = min(top, len(usable))
+    steepest = slopes <= slopes.kthvalue(top, dim=1, keepdim=True).values
 
     def draw(count: int) -> torch.Tensor:
-        slots = torch.randint(len(row), (count,), generator=generator)
-        picks = torch.randint(best.shape[1], (count,), generator=generator)
-        fills = row.repeat(count, 1)
-        fills[torch.arange(count), slots] = best[slots, picks]
+        many = 2 * count * len(usable) // top + 8
+        slots = torch.randint(len(row), (many,), generator=generator)
+        picks = torch.randint(len(usable), (many,), generator=generator)
+        kept = steepest[slots, picks].nonzero()[:count, 0]
+        fills = row.repeat(len(kept), 1)
+        fills[torch.arange(len(kept)), slots[kept]] = allowed[picks[kept]]
         return fills
 
     return draw

@@ -19,6 +19,7 @@ from .. import markdown
 from ..evaluation import Item, Rate, rate, read_records
 from ..evaluation.records import as_lines
 from ..models import Bundle, weights_hash
+from ..samples import DATA
 from .search import Budget, Outcome, Progress
 
 Attacker = Callable[..., Outcome]
@@ -87,6 +88,11 @@ def summary(records: Sequence[Mapping]) -> dict:
             "queries": sum(r["queries"] for r in records),
             "seconds": round(sum(r["seconds"] for r in records), 1),
             "near": sum(r["near"] for r in records)}
+
+
+def shipped() -> list[dict]:
+    """The summaries that come with the kit, of which docs/attackers.md is made."""
+    return json.loads((DATA / "attackers" / "summary.json").read_text(encoding="utf-8"))
 
 
 def asr(found: Mapping, steps: int) -> Rate | None:
