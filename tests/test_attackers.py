@@ -11,6 +11,7 @@ import torch
 
 from secalign_kit import attackers, cli, evaluation, injections, models, prompts, shared_prefix
 from secalign_kit.attackers import blanks
+from secalign_kit.attackers.attention import AttentiveQueries, shown, text_of
 from secalign_kit.attackers.gcg import exchanges
 from secalign_kit.attackers.queries import Queries
 from secalign_kit.attackers.strategies import Arm, reward, rewrites
@@ -207,6 +208,43 @@ def test_what_cannot_be_attacked_is_refused(toy):
         blanks.make(toy, item, "around", 1)
     with pytest.raises(ValueError, match="is none; give"):
         attackers.Budget(5, 0)
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", blanks.SIDES)
+def test_the_attackers_text_is_found_among_the_tokens(toy, side):
+    for position in ("end", "start", "middle"):
+        blank = blanks.make(toy, items(toy, position)[0], side, 5)
+        said = toy.tokenizer.decode(blank.ids[text_of(blank)])
+        attacked = blank.attacked(blank.first)
+        assert attacked.data[attacked.start : attacked.end].strip() in said
+        assert len(said) <= attacked.end - attacked.start + 2
+
+
+def test_losses_with_attention_are_those_of_a_plain_pass(toy):
+    blank = blanks.make(toy, items(toy, "middle")[0], "suffix", 6)
+    fills = neighbours(toy, blank, 5)
+    with shown(toy):
+        asked = AttentiveQueries(blank, 20.0)
+        asked.stand_on(blank.first)
+        loss, _ = asked.losses(fills)
+        for fill, found in zip(fills.tolist(), loss.tolist(), strict=True):
+            ids = torch.tensor([[*blank.row(fill), *blank.target[:-1]]])
+            layers = toy.model(ids, output_attentions=True).attentions
+            rows = torch.stack(layers)[:, 0, :, -len(blank.target) :, text_of(blank)]
+            paid = rows.sum(-1).mean().item()
+            assert 0.01 < paid < 1
+            assert found == pytest.approx(plain_loss(toy, blank, fill) - 20 * paid, abs=2e-3)
+    assert toy.model.config._attn_implementation == "sdpa"
+
+
+def test_gcg_takes_attention_as_an_option(toy):
+    item = items(toy, "start")[0]
+    outcome = attackers.gcg(toy, item, attackers.Budget(12, 24), attention=5.0)
+    assert outcome.obeyed and outcome.loss < attackers.gcg(
+        toy, item, attackers.Budget(0, 24), start=outcome.fill).loss
 
 
 # --- warm start, strategies, universal ------------------------------------------------------------

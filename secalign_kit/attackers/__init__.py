@@ -7,6 +7,7 @@ model obeyed it, and what it cost. `item` is one of `evaluation.attacked_items` 
     queries        the losses of many fills of it, with what they share read once
     search         propose, filter, ask, judge: the loop of the attackers below
     gcg            tokens proposed by the gradient
+    attention      its losses with a reward for attention to the attacker's text
     warm_start     GCG that begins on a less secure model
     random_search  tokens proposed blindly
     strategies     no tokens but rewritings, chosen by the answers

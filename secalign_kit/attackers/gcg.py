@@ -12,20 +12,26 @@ import torch
 from ..evaluation import Item
 from ..models import Bundle
 from . import blanks
+from .attention import AttentiveQueries, shown
 from .queries import Queries
 from .search import USUAL, Budget, Outcome, search
 
 
 def gcg(bundle: Bundle, item: Item, budget: Budget = USUAL, seed: int = 0, top: int = 256,
-        **options) -> Outcome:
+        attention: float = 0.0, **options) -> Outcome:
     """Greedy coordinate gradient: one token exchanged for one of the `top` best by gradient.
 
+    With `attention`, losses are those of `attention.AttentiveQueries`, also in the outcome.
     `options` are those of `search.search`: side, size, start, watch.
     """
     def propose(queries: Queries, present, generator):
         return exchanges(queries.gradient(present), present, blanks.tokens(bundle), top, generator)
 
-    return search(bundle, item, propose, budget, seed, **options)
+    if not attention:
+        return search(bundle, item, propose, budget, seed, **options)
+    with shown(bundle):
+        return search(bundle, item, propose, budget, seed,
+                      asking=lambda blank: AttentiveQueries(blank, attention), **options)
 
 
 def exchanges(gradient: torch.Tensor, present, usable: list[int], top: int,

@@ -27,6 +27,8 @@ class Queries:
     The loss is -log p of the target in nats, summed over its tokens.
     """
 
+    asked_for: dict = {}  # what the decoder is to give besides hidden states
+
     def __init__(self, blank: Blank, groups: int = GROUPS, rows: int = ROWS):
         self.blank, self.groups, self.rows, self.count = blank, groups, rows, 0
         self.model = shared_prefix.base_of(blank.bundle.model)
@@ -41,13 +43,13 @@ class Queries:
         self.present: torch.Tensor | None = None  # the fill whose tokens they are
         if self.head:
             with torch.no_grad():
-                self._keep(self._read(self.ids[None, : self.head], 0)[1])
+                self._keep(self._read(self.ids[None, : self.head], 0))
 
     def stand_on(self, fill: Sequence[int]) -> None:
         """Makes this the present fill, whose beginning others share."""
         if self.present is None or self.present.tolist() != list(fill):
             with torch.no_grad():
-                self._keep(self._read(self.decoder_input(fill), self.head)[1], fill)
+                self._keep(self._read(self.decoder_input(fill), self.head), fill)
 
     def gradient(self, fill: Sequence[int]) -> torch.Tensor:
         """d loss / d token [size, V], for each token of the vocabulary in each slot.
@@ -58,9 +60,9 @@ class Queries:
         embedding = self.model.get_input_embeddings()
         with torch.enable_grad():
             vectors = embedding(self.decoder_input(fill)).detach().requires_grad_()
-            loss, cache = self._present(vectors)
-            slope, = torch.autograd.grad(loss, vectors)
-        self._keep(cache, fill)
+            read = self._read(vectors, self.head)
+            slope, = torch.autograd.grad(self._judged(read)[0].sum(), vectors)
+        self._keep(read, fill)
         return slope[0, self.slots - self.head].float() @ embedding.weight.detach().float().T
 
     def embedded(self, fill: Sequence[int]) -> torch.Tensor:
@@ -90,8 +92,8 @@ class Queries:
         loss, said = torch.empty(len(fills)), torch.empty(len(fills), dtype=torch.bool)
         for part in self._parts(changed):
             start = int(changed[part].min())
-            hidden, _ = self._read(rows[part, start:], start)
-            loss[part], said[part] = (x.cpu() for x in self._judged(hidden))
+            read = self._read(rows[part, start:], start)
+            loss[part], said[part] = (x.cpu() for x in self._judged(read))
         return loss, said
 
     def rows_of(self, fills: torch.Tensor) -> torch.Tensor:
@@ -117,33 +119,30 @@ class Queries:
         size = min(self.rows, -(-len(changed) // self.groups))
         return list(changed.argsort().split(size))
 
-    def _present(self, given: torch.Tensor) -> tuple:
-        hidden, cache = self._read(given, self.head)
-        return self._judged(hidden)[0].sum(), cache
-
-    def _read(self, given: torch.Tensor, start: int) -> tuple:
-        """(hidden states [B, T, H], cache) of ids [B, T] or vectors [B, T, H] from `start` on."""
+    def _read(self, given: torch.Tensor, start: int):
+        """The decoder's output for ids [B, T] or vectors [B, T, H] that begin at `start`."""
         cache = DynamicCache() if self.head else None
         for number, (keys, values) in enumerate(self.layers if start else ()):
             cache.update(*(x[:, :, :start].expand(len(given), -1, -1, -1)
                            for x in (keys, values)), number)
         kind = "inputs_embeds" if given.is_floating_point() else "input_ids"
         mask = torch.ones(len(given), start + given.shape[1], dtype=torch.long, device=self.device)
-        hidden = self.decoder(**{kind: given}, past_key_values=cache, use_cache=bool(self.head),
-                              **shared_prefix.behind(self.model, mask, given.shape[1]))[0]
-        return hidden, cache
+        return self.decoder(**{kind: given}, past_key_values=cache, use_cache=bool(self.head),
+                            **shared_prefix.behind(self.model, mask, given.shape[1]),
+                            **self.asked_for)
 
-    def _judged(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss [B], said [B]) from the hidden states of rows that end before the target's last."""
-        size = len(self.target)
+    def _judged(self, read) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss [B], said [B]) from the output for rows that end before the target's last."""
+        hidden, size = read[0], len(self.target)
         logits = shared_prefix.logits(self.model, hidden[:, -size:].flatten(0, 1)).float()
         wanted = self.target.repeat(len(hidden))
         loss = F.cross_entropy(logits, wanted, reduction="none").view(-1, size).sum(1)
         return loss, (logits.argmax(-1) == wanted).view(-1, size).all(1)
 
-    def _keep(self, cache, fill: Sequence[int] | None = None) -> None:
-        if cache is None:
+    def _keep(self, read, fill: Sequence[int] | None = None) -> None:
+        if not self.head:
             return
-        self.layers = [(layer.keys.detach(), layer.values.detach()) for layer in cache.layers]
+        self.layers = [(layer.keys.detach(), layer.values.detach())
+                       for layer in read.past_key_values.layers]
         if fill is not None:
             self.present = torch.tensor(list(fill), device=self.device)

@@ -89,13 +89,14 @@ Propose = Callable[[Queries, tuple[int, ...], torch.Generator], Callable[[int], 
 def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: int = 0,
            side: str = "suffix", size: int = 12, greedy: bool = False,
            start: Sequence[int] | None = None, native: bool = False,
+           asking: Callable[[Blank], Queries] = Queries,
            watch: Callable[[Step], None] | None = None) -> Outcome:
     """Fills a blank of `size` tokens beside the item's payload.
 
     `greedy` goes on from the best fill so far, GCG from the best of the last step. `start` is a
     fill to begin with, such as another outcome's; one that this item cannot hold is not used.
     `native` searches in the precision in which the victim answers, see `models.native_precision`,
-    which is faster where that is bf16; else the search is in fp32.
+    which is faster where that is bf16; else the search is in fp32. `asking` makes the losses.
     Raises ValueError as `blanks.make` does.
     """
     began = time.perf_counter()
@@ -104,7 +105,7 @@ def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: i
     generator = seeded(seed, item)
     precision = models.native_precision(bundle) if native else contextlib.nullcontext()
     with models.merged(bundle), precision:
-        run = _Run(blank, Queries(blank), watch)
+        run = _Run(blank, asking(blank), watch)
         run.ask(torch.tensor([present]))
         while not run.obeyed and run.steps < budget.steps:
             present = run.best if greedy else present
