@@ -76,8 +76,8 @@ class Queries:
         Whoever asks without tokens is not counted.
         """
         at = self.slots - self.head
-        hidden, _ = self._read(rest.index_add(1, at, offsets[None].to(rest.dtype)), self.head)
-        return tuple(values[0] for values in self._judged(hidden))
+        read = self._read(rest.index_add(1, at, offsets[None].to(rest.dtype)), self.head)
+        return tuple(values[0] for values in self._judged(read))
 
     def decoder_input(self, fill: Sequence[int]) -> torch.Tensor:
         """The ids behind the head, [1, T]."""
