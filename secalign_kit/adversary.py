@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 
 from . import prompts, ranks, shared_prefix
-from .config import RunConfig
+from .config import ADVERSARY_PLACES, RunConfig
 from .logprobs import as_pair
 from .models import Bundle
 from .shared_prefix import Pair
@@ -67,15 +67,17 @@ class Adversary:
         """
         pairs = [as_pair(row) for row in rows]
         rng = random.Random(repr((self.seed, pairs)))
-        return [self._opened(pair, *row["span"], rng)
-                if row["span"] and rng.random() < self.share else (pair, (), 0)
+        return [self._opened(pair, row["spans"], rng)
+                if row["spans"] and rng.random() < self.share else (pair, (), 0)
                 for row, pair in zip(rows, pairs, strict=True)]
 
-    def _opened(self, pair: Pair, start: int, end: int, rng: random.Random) -> tuple:
+    def _opened(self, pair: Pair, spans: Sequence[int], rng: random.Random) -> tuple:
         prompt, *responses = pair
-        if self.place == "payload":
+        place = rng.choice(ADVERSARY_PLACES[:-1]) if self.place == "any" else self.place
+        start, end = spans[:2] if place in ("suffix", "prefix") else spans[2:]
+        if place == "payload":
             return pair, tuple(range(start, end)), rng.getrandbits(63)
-        before = {"suffix": 0, "prefix": self.tokens, "around": self.tokens // 2}[self.place]
+        before = {"prefix": self.tokens, "around": self.tokens // 2}.get(place, 0)
         drawn = rng.choices(self.words, k=self.tokens)
         opened = [*prompt[:start], *drawn[:before], *prompt[start:end], *drawn[before:],
                   *prompt[end:]]
@@ -143,24 +145,22 @@ def refuse_long(rows: Sequence[dict], spans: Sequence[Sequence[int]], config: Ru
                              "with the adversary's; raise max_length or drop this pair")
 
 
-def span(bundle: Bundle, pair: dict, place: str) -> list[int]:
-    """Positions in the prompt, start and end: of the data, or, for the places "around" and
-    "payload", of the injection in them; [] for a pair without an injection.
+def spans(bundle: Bundle, pair: dict) -> list[int]:
+    """Positions in the prompt: start and end of the data, start and end of the injection in them.
 
-    Where a token joins the injection to the text before it, the injection begins one token early.
+    [] for a pair without an injection. Where a token joins the injection to the text before it, the
+    injection begins one token early.
     """
     if pair["injection_start"] < 0:
         return []
     instruction, data = prompts.messages_to_parts(pair["prompt"])
     read = _data(bundle, instruction, data)
-    if not read:  # the front end left nothing
+    start, end = (_common(read, _data(bundle, instruction, data[: pair[f"injection_{side}"]]))
+                  for side in ("start", "end"))
+    if start == end:  # the front end left nothing of it
         return []
-    start, end = read[0][0], read[-1][0] + 1
-    if place in ("around", "payload"):
-        upto = (_common(read, _data(bundle, instruction, data[: pair[f"injection_{side}"]]))
-                for side in ("start", "end"))
-        start, end = (start + count for count in upto)
-    return [start, end] if start < end else []
+    first = read[0][0]
+    return [first, first + len(read), first + start, first + end]
 
 
 def _data(bundle: Bundle, instruction: str, data: str) -> list[tuple[int, int]]:

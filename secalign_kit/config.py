@@ -23,7 +23,7 @@ RECIPES = DATA / "recipes"
 LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the others preferences
 MAKING = ("samples", "naive", "frames", "position", "clean", "responses")  # how pairs are made
 PAIR_POSITIONS = ("end", "start", "random", "everywhere")  # where training shows injections
-ADVERSARY_PLACES = ("suffix", "prefix", "around", "payload")
+ADVERSARY_PLACES = ("suffix", "prefix", "behind", "around", "payload", "any")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -56,7 +56,8 @@ class RunConfig:
     sft_weight: float = 0.0
     # the attacker in the loop (`adversary`): moves of a step, 0 for none; how far one may go, in
     # root mean squares of the embeddings; for which share of the injected pairs, by how many tokens
-    # and where: behind the data, before them, on both sides of the injection, or itself
+    # and where: suffix and prefix are those of the data, behind and around are beside the
+    # injection, payload is the injection itself; any is one of the others, drawn for each pair
     adversary_moves: int = 0
     adversary_radius: float = 1.0
     adversary_share: float = 0.5

@@ -398,8 +398,8 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     spans = {}
     if config.adversary_moves:
         adversary.refuse(bundle)
-        spans["span"] = [adversary.span(bundle, pair, config.adversary_place) for pair in dataset]
-        adversary.refuse_long(rows, spans["span"], config)
+        spans["spans"] = [adversary.spans(bundle, pair) for pair in dataset]
+        adversary.refuse_long(rows, spans["spans"], config)
     with models.native_precision(bundle):  # as in training, so that the first loss is ln 2
         chosen, rejected = reference_logprobs(bundle, rows, progress, cache,
                                               scoring_batch(config))

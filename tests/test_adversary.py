@@ -72,7 +72,7 @@ def test_moves_and_log_probs_are_exact_for_attention_of_every_kind(toy, name):
     model = tiny(*EXACT[name], toy).model
     drawer = adversary.Adversary(2, 0.02, 1.0, 3, "around", 0, (70, 71, 72), 32)
     rows = [{"prompt_ids": list(range(20, 34 + 3 * k)), "chosen_ids": [9, 8],
-             "rejected_ids": [7, 6, 5][k:], "span": [4, 9 + k]} for k in range(2)]
+             "rejected_ids": [7, 6, 5][k:], "spans": [3, 12, 4, 9 + k]} for k in range(2)]
     drawn = drawer.draw(rows)
     attack = adversary.collate(drawn, drawer, 0)
     vectors, before = adversary.attacked(model, attack, drawer)
@@ -125,10 +125,12 @@ def test_no_coordinate_goes_beyond_the_radius_and_the_rest_of_the_batch_stays(tr
 
 
 @pytest.mark.parametrize(("place", "free"), [
-    ("suffix", [8, 9, 10]), ("prefix", [5, 6, 7]), ("around", [5, 9, 10]), ("payload", [5, 6, 7])])
+    ("suffix", [8, 9, 10]), ("prefix", [3, 4, 5]), ("behind", [7, 8, 9]), ("around", [5, 8, 9]),
+    ("payload", [5, 6])])
 def test_free_tokens_stand_where_the_place_says(place, free):
     drawer = adversary.Adversary(1, 1.0, 1.0, 3, place, 0, (70, 71, 72), 2)
-    row = {"prompt_ids": list(range(10)), "chosen_ids": [20], "rejected_ids": [21], "span": [5, 8]}
+    row = {"prompt_ids": list(range(10)), "chosen_ids": [20], "rejected_ids": [21],
+           "spans": [3, 8, 5, 7]}
     (prompt, chosen, rejected), positions, _ = drawer.draw([row])[0]
     assert list(positions) == free and (chosen, rejected) == ([20], [21])
     drawn = [] if place == "payload" else free
@@ -138,7 +140,7 @@ def test_free_tokens_stand_where_the_place_says(place, free):
 
 def test_what_is_drawn_depends_on_seed_and_batch_and_the_share_holds():
     rows = [{"prompt_ids": [k, *range(9)], "chosen_ids": [20], "rejected_ids": [21],
-             "span": [4, 6] if k % 4 else []} for k in range(400)]
+             "spans": [4, 6, 5, 6] if k % 4 else []} for k in range(400)]
     drawer = adversary.Adversary(1, 1.0, 0.5, 3, "suffix", 0, tuple(range(70, 99)), 2)
     first = drawer.draw(rows)
     assert first == drawer.draw(rows) != drawer.draw(rows[::-1])[::-1]
@@ -146,21 +148,23 @@ def test_what_is_drawn_depends_on_seed_and_batch_and_the_share_holds():
     assert not any(free for (_, free, _) in first[::4])
     assert 120 < sum(bool(free) for _, free, _ in first) < 180
     assert not torch.equal(drawer.noise(1, 3), drawer.noise(2, 3))
+    anywhere = dataclasses.replace(drawer, place="any").draw(rows)
+    assert {free for _, free, _ in anywhere if free} == {
+        (6, 7, 8), (4, 5, 6), (5, 7, 8), (5,)}  # behind the injection is behind the data here
 
 
 @pytest.mark.parametrize("position", ["start", "end", "random"])
-def test_a_span_is_of_the_data_or_of_the_injection_in_them(toy, position):
+def test_spans_are_of_the_data_and_of_the_injection_in_them(toy, position):
     from secalign_kit import pairs
 
     host = Sample(DINOSAUR_HOST.instruction, "One number. Is it prime? Check it twice.", "Yes.")
     pair = pairs.make_pairs([host, DINOSAUR_PAYLOAD], seed=3, n=1, naive=1.0, position=position)[0]
     ids = logprobs.encode_pair(toy, *(m["content"] for m in pair["prompt"]), "a", "b")["prompt_ids"]
-    start, end = adversary.span(toy, pair, "suffix")
-    assert toy.tokenizer.decode(ids[start:end]) == pair["prompt"][1]["content"]
-    start, end = adversary.span(toy, pair, "payload")
+    first, last, start, end = adversary.spans(toy, pair)
+    assert toy.tokenizer.decode(ids[first:last]) == pair["prompt"][1]["content"]
     injection = pair["prompt"][1]["content"][pair["injection_start"] : pair["injection_end"]]
     assert toy.tokenizer.decode(ids[start:end]).strip() == injection.strip()
-    assert adversary.span(toy, pair | {"injection_start": -1}, "suffix") == []
+    assert adversary.spans(toy, pair | {"injection_start": -1}) == []
 
 
 def test_drawn_tokens_are_printable_and_ordinary(toy):
@@ -246,7 +250,7 @@ def test_pairs_that_do_not_fit_with_the_drawn_tokens_are_refused(config):
 
 def test_without_an_adversary_a_batch_is_as_it_was(config, tmp_path):
     trainer = trainer_of(config.replace(adversary_moves=0), tmp_path)
-    assert trainer.adversary is None and "span" not in trainer.train_dataset.column_names
+    assert trainer.adversary is None and "spans" not in trainer.train_dataset.column_names
     assert not {"attack", "replaced"} & batch_of(trainer).keys()
 
 
