@@ -1,15 +1,15 @@
 """The attacker in the training loop: embeddings that are moved against the model while it learns.
 
 One datum: behind the data of an injected pair stand twelve random tokens. At first the rejected
-answer has -9.1 nats a token; three moves of the tokens' embeddings raise it to -2.4, and the DPO
-step is taken on the moved embeddings.
+answer has -7.5 nats a token; three moves of the tokens' embeddings raise it to -2.6, though each is
+still nearest to its own token, and the DPO step is taken on the moved embeddings.
 
 An adapter that is trained on texts, fixed or random, falls to an attacker who searches with
 gradients. So one searches here, in every step, for a share of the injected pairs:
 
     e = embeddings of random printable tokens, d = noise of a tenth of the radius
     moves times:  d = clamp(d + 1.6 radius / moves * sign(gradient of log p(rejected) by d), radius)
-    the step is that of the pair whose prompt holds e + d
+    the DPO step is that of the pair whose prompt holds e + d
 
 each coordinate on its own, in units of the embedding table's root mean square. The reference
 log-probs stay those of the pair without an attacker. The idea is continuous adversarial training
@@ -28,7 +28,7 @@ once (`shared_prefix.sharing`); the weights must lie on one device as a whole.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -253,6 +253,42 @@ def per_answer(logps: torch.Tensor, attack: dict) -> torch.Tensor:
     both = torch.stack([logps, torch.ones_like(logps)])
     sums = sums.index_add(1, attack["source_row"], both)
     return sums[0] / sums[1]
+
+
+def portrait(bundle: Bundle, adversary: Adversary, row: dict) -> dict:
+    """What the moves do to one row of `training.prepare`, to look at.
+
+    `before` and `after` are the rejected answer's mean log p per token in nats; `tokens` holds for
+    each free token its text, the text of the token whose embedding is nearest after the moves, and
+    how far it went and how far that one is, in root mean squares of a whole embedding.
+
+    Raises ValueError for a row without an injection.
+    """
+    (pair, free, seed), = replace(adversary, share=1.0).draw([row])
+    if not free:
+        raise ValueError("this pair has no injection, so that the adversary leaves it alone; "
+                         "choose another")
+    attack = collate([(pair, free, seed)], adversary, bundle.tokenizer.pad_token_id)
+    attack = {name: tensor.to(bundle.device) for name, tensor in attack.items()}
+    vectors, before = attacked(bundle.model, attack, adversary)
+    batch = shared_prefix.collate([pair], bundle.tokenizer.pad_token_id)
+    batch = {name: tensor.to(bundle.device) for name, tensor in batch.items()}
+    with torch.no_grad():
+        table = bundle.model.get_input_embeddings()
+        tokens = shared_prefix.token_logprobs(
+            bundle.model, batch | {"replaced": (attack["row"], attack["at"], vectors)})
+        ids = torch.arange(table.num_embeddings, device=bundle.device)
+        far, nearest = torch.cdist(vectors, table(ids).float()).min(1)
+        went = (vectors - table(batch["input_ids"][attack["row"], attack["at"]])).norm(dim=1)
+    unit = root_mean_square(bundle) * adversary.width**0.5
+    texts = [bundle.tokenizer.decode([i]) for i in [*(pair[0][at] for at in free),
+                                                    *nearest.tolist()]]
+    keys = ("token", "nearest", "went", "distance")
+    columns = (texts[: len(free)], texts[len(free) :], (went / unit).tolist(),
+               (far / unit).tolist())
+    return {"before": before.item(), "after": tokens[batch["rejected"] == 1].mean().item(),
+            "tokens": [dict(zip(keys, values, strict=True))
+                       for values in zip(*columns, strict=True)]}
 
 
 def plain_attacked(model, prompt: Sequence[int], rejected: Sequence[int], free: Sequence[int],

@@ -215,6 +215,21 @@ def test_settings_that_save_memory_change_rounding_only(config, tmp_path, change
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-3)
 
 
+def test_a_portrait_says_where_the_tokens_went(config, secured):
+    rows = training.prepare(config, secured, training.training_pairs(config, n=8), progress=False)
+    drawer = adversary.of(config, secured)
+    row = next(row for row in rows if row["spans"])
+    found = adversary.portrait(secured, drawer, row)
+    assert found["after"] > found["before"] and len(found["tokens"]) == 4
+    for told in found["tokens"]:
+        assert 0 < told["went"] <= 1 + 1e-5
+        assert told["distance"] <= told["went"] + 1e-5  # the token itself is one of them
+        if told["nearest"] == told["token"]:
+            assert told["distance"] == pytest.approx(told["went"], abs=1e-3)
+    with pytest.raises(ValueError, match="no injection"):
+        adversary.portrait(secured, drawer, row | {"spans": []})
+
+
 def test_an_adversary_that_lowers_log_p_is_refused_where_there_is_something_to_raise():
     training.refuse_idle(-9.0, -2.0)
     training.refuse_idle(-0.05, -0.5)
