@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from secalign_kit.attackers.queries import Queries
 from secalign_kit.attackers.strategies import Arm, reward, rewrites
 from secalign_kit.samples import shipped_samples
 
+ROOT = Path(__file__).resolve().parent.parent
 HOSTS = [s for s in shipped_samples("validation") if len(s.data.split()) > 3][:6]
 WITNESS = injections.WITNESS["validation"]
 
@@ -382,6 +384,14 @@ def test_success_within_a_budget_is_counted_and_what_was_not_tried_is_not():
     assert attackers.table([found]).endswith("| – | 7 | 3,205 | 6.7 |")
     all_fell = attackers.summary([of(3, True, 10)])
     assert attackers.asr(all_fell, 500).value == 1.0  # a larger budget changes nothing
+
+
+def test_the_document_shows_the_shipped_summaries():
+    text = (ROOT / "docs" / "attackers.md").read_text(encoding="utf-8")
+    assert attackers.table(attackers.shipped(), (0, 10, 50, 100)) in text
+    assert all(f"| `{name}` |" in text for name in attackers.ATTACKERS)
+    for found in attackers.shipped():
+        assert found["n"] >= len(found["successes"]) and found["queries"] >= found["n"]
 
 
 def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
