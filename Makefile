@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-colab lab app adapters summaries selection bench wheel clean
+.PHONY: help demo test test-colab lab app site adapters summaries selection bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -58,6 +58,10 @@ lab: $(STAMP)
 # make app: the explorer without its code, in a browser
 app: $(STAMP)
 	$(BIN)/voila notebooks/09_explorer.ipynb
+
+# make site: the course as pages that need no kernel, in build/site
+site: $(STAMP)
+	$(BIN)/python notebooks/pages.py build/site
 
 # make adapters: the shipped adapters, made anew (half an hour on two cores)
 adapters: $(STAMP)

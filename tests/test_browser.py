@@ -17,7 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+import pages
 import pytest
+
+from secalign_kit import figures, report
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -122,6 +125,37 @@ def page():
         browser.close()
 
 
+def faults(page) -> list[str]:
+    """What axe finds on a page that keeps somebody from reading or using it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright",
+                              reason="axe is not installed: pip install axe-playwright-python")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{fault['id']}: {node['html'][:200]}" for fault in found
+            if fault["impact"] in ("serious", "critical") for node in fault["nodes"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_site_and_a_report_can_be_read_by_everybody(tmp_path, page, scheme, width):
+    made = pages.build(tmp_path / "site")
+    drawn = figures.png(figures.training_curves([{"step": 1, "loss": 0.69}]))
+    (tmp_path / "report.html").write_text(report.render_report(
+        {"secure": {"asr": {"naive": report.Rate(0.5, 4, 0.1, 0.9)}}}, {"training": drawn},
+        [{"instruction": "Count.", "data": "a b", "injection_start": 2, "injection_end": 3,
+          "insecure": "b", "secure": "2", "expected": "2"}], {"loss": "dpo"}), encoding="utf-8")
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 1000})
+    for path in [tmp_path / "report.html", *made]:
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert faults(page) == [], path
+
+
+def test_axe_sees_a_picture_without_words(page):
+    page.set_content('<html lang="en"><title>x</title><main><img src="data:,"></main></html>')
+    assert [fault.partition(":")[0] for fault in faults(page)] == ["image-alt"]
+
+
 def open_explorer(page, kind: str, address: str) -> None:
     """Opens the notebook and waits until its last view is there."""
     if kind == "voila":
@@ -169,6 +203,9 @@ def test_the_explorer_answers_and_runs_no_script_of_an_attacker(server, page):
     for text in HOSTILE:
         type_hostile_text(page, text)
     assert page.errors == []
+    if server[0] == "voila":
+        page.wait_for_timeout(1500)  # sliders get their names once a second
+        assert faults(page) == []
 
 
 def change_the_injection(page) -> None:

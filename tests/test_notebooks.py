@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nbformat
+import pages
 import pytest
 import refresh
 import setup_cell
@@ -181,3 +182,29 @@ def test_comparing_finds_a_number_that_is_not_true_any_more(tmp_path):
                     for output in cell.outputs]
     nbformat.write(notebook, tmp_path / path.name)
     assert len(refresh.differences(path, tmp_path / path.name)) == 1
+
+
+def test_the_site_has_a_page_for_every_notebook_and_no_dead_link(tmp_path):
+    made = {str(path.relative_to(tmp_path)) for path in pages.build(tmp_path)}
+    assert {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} < made and "index.html" in made
+    for name in made:
+        content = (tmp_path / name).read_text(encoding="utf-8")
+        assert content.count("<h1") == 1, name
+        for link in re.findall(r'<a href="(?!\w+:|#)([^"#]+)', content):
+            assert ((tmp_path / name).parent / link).exists(), (name, link)
+        assert not re.search(r"<img (?![^>]*alt=)", content), name
+
+
+def test_the_site_folds_what_a_notebook_folds_and_shows_hostile_text_as_text():
+    made = nbformat.from_dict({"cell_type": "code", "source": "x = '<b>'", "outputs": [
+        {"output_type": "stream", "text": "<script>alert(1)</script>"},
+        {"output_type": "display_data", "data": {"image/png": "AAAA"},
+         "metadata": {"image/png": {"alt": '"><script>', "width": 5}}}],
+        "metadata": {"jupyter": {"outputs_hidden": True}}})
+    shown = pages.cell(made)
+    assert "Show the answer" in shown and "<script>" not in shown and "<b>" not in shown
+    made.metadata = {}
+    assert "<details>" not in pages.cell(made)
+    linked = pages.words("[a](01_samples.ipynb) [b](../docs/gpu.md#x) [c](https://x.org/a.md)")
+    assert 'href="01_samples.html"' in linked and 'href="../docs/gpu.html#x"' in linked
+    assert 'href="https://x.org/a.md"' in linked

@@ -13,12 +13,12 @@ from secalign_kit.evaluation import rate
 from secalign_kit.samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 from secalign_kit.widgets.adapter_dial import Live, dial_prompt, dial_twin, live_html, sets_html
 from secalign_kit.widgets.attack_bench import bench_table, failing_html
-from secalign_kit.widgets.html import message_html, meters_html, prompt_html, table_html
+from secalign_kit.widgets.html import cards_html, message_html, meters_html, prompt_html, table_html
 from secalign_kit.widgets.inputs import sample_items, verdict
-from secalign_kit.widgets.playground import play_html, role_spans
+from secalign_kit.widgets.playground import EXAMPLES, deleted_words, play_html, role_spans
 from secalign_kit.widgets.token_lens import lens_table, tokens_html
 from secalign_kit.widgets.training_replay import read_metrics, recorded, replay_figure, replay_words
-from secalign_kit.widgets.view import WIDGET
+from secalign_kit.widgets.view import WIDGET, answering
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "\"' onmouseover='x",
@@ -199,7 +199,7 @@ def test_the_dials_twin_draws_the_strongest_attack_and_the_preference_in_nats(mo
     seen = []
     draw = figures.strength_dial
     monkeypatch.setattr(figures, "strength_dial", lambda rows: seen.extend(rows) or draw(rows))
-    assert set(dial_twin(points())) == {"image/png"}
+    assert set(dial_twin(points())) == {"image/png", "alt"}
     assert [row["asr"].value for row in seen] == [1.0, 0.5, 0.5]
     assert [row["margin"] for row in seen] == [-3.0, 17.0, 37.0]
 
@@ -242,9 +242,9 @@ def descendants(widget):
         yield from descendants(child)
 
 
-def test_every_view_has_a_heading_a_twin_and_named_parts_on_the_page(quick):
+def test_every_view_has_no_second_heading_a_twin_and_named_parts_on_the_page(quick):
     for view in every_view(quick):
-        assert view.children[0].value == f"<h3>{view.title}</h3>"
+        assert not any("<h3" in str(getattr(part, "value", "")) for part in descendants(view))
         bundle = view.mimebundle()
         assert bundle[WIDGET]["model_id"] == view.model_id
         assert {"image/png", "text/html"} & set(bundle)
@@ -275,6 +275,9 @@ def test_committed_notebooks_keep_the_twin_only(quick):
              "data": {"text/plain": "IntProgress()", WIDGET: {}}}]}]}
     kept = widgets.without_widgets(notebook)
     assert "widgets" not in kept["metadata"]
+    notebook["cells"][1]["outputs"].append(
+        {"output_type": "display_data", "metadata": {}, "data": {"application/javascript": "1"}})
+    kept = widgets.without_widgets(notebook)
     stream, twin = kept["cells"][1]["outputs"]
     assert stream["text"] == "kept" and set(twin["data"]) == {"text/plain", "image/png"}
 
@@ -320,6 +323,58 @@ def test_the_playground_asks_once_for_one_input(quick):
     assert len(quick.asked) == asked
     view.parts.attack.value = "ignore"
     assert len(quick.asked) == asked + 2
+
+
+def test_an_example_button_asks_once_and_its_deleted_delimiters_are_counted(secured):
+    view = widgets.playground(secured)
+    buttons = {button.description: button for button in view.parts.examples.children}
+    assert list(buttons) == list(EXAMPLES)
+    buttons["Typed delimiters"].click()
+    text = harmless(view.parts.result.value).text
+    assert view.parts.data.value == "fig, tiger." and view.parts.message.value == ""
+    assert "2 delimiters deleted by the front-end." in text
+    assert deleted_words(1) == "1 delimiter deleted by the front-end." and not deleted_words(0)
+
+
+def test_verdict_cards_say_in_words_and_signs_what_their_colours_say():
+    cards = cards_html([("insecure", "answers the injection", "<b>no</b>"),
+                        ("secure", "answers the instruction", "")])
+    text = harmless(cards).text
+    assert "\u2717 insecure: answers the injection" in text and "(nothing)" in text
+    assert "\u2713 secure: answers the instruction" in text and "<b>no" not in cards
+
+
+def test_old_answers_are_dimmed_while_new_ones_come():
+    parts = SimpleNamespace(live=ipywidgets.HTML("old"), message=ipywidgets.HTML(),
+                            progress=ipywidgets.IntProgress())
+    with answering(parts, "live"):
+        assert "opacity:0.4" in parts.live.value and ">old<" in parts.live.value
+        parts.live.value = "new"
+    assert parts.live.value == "new"
+
+
+def test_the_bench_chooses_what_it_shows(quick):
+    parts = widgets.attack_bench(quick, records()).parts
+    assert set(parts.attacks.value) == {r["attack"] for r in records()} - {"none"}
+    assert set(parts.defenses.value) == {r["defense"] for r in records()}
+
+
+def test_the_dial_takes_the_readers_own_prompt(secured):
+    view = widgets.adapter_dial(secured, points())
+    view.parts.instruction.value = "Count the words."
+    assert "Count the words." in harmless(view.parts.prompt.value).text and view.parts.live.value
+    view.parts.injection.value = " "
+    assert "The injection is empty" in view.parts.message.value
+    assert view.parts.live.value == view.parts.prompt.value == ""
+    view.parts.strength.value = 0.5
+    assert view.parts.live.value == ""
+
+
+def test_the_replay_plays_step_by_step_and_says_what_it_draws():
+    parts = widgets.training_replay(METRICS).parts
+    assert parts.player.max == 1 and 'alt="' in parts.image.value
+    parts.player.value = 0
+    assert parts.step.value == 0 and "Step 0" in parts.words.value
 
 
 def test_the_lens_follows_slider_and_response(quick):
@@ -402,7 +457,7 @@ def test_the_dial_turns_and_measures(secured):
     parts.measure.click()
     assert "n=5" in parts.sets.value and "strength 0.00" in parts.sets.value
     parts.strength.value = 1.5
-    assert "strength 1.50" in parts.sets.value and set(view.twin()) == {"image/png"}
+    assert "strength 1.50" in parts.sets.value and set(view.twin()) == {"image/png", "alt"}
 
 
 def test_measured_strengths_start_at_no_margin_and_equal_the_evaluation(secured):

@@ -23,7 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import training
 from ..evaluation import Rate
-from ..figures import PALETTE
+from ..figures import PALETTE, shown_width
 from ..samples import write_text
 from ..visible import number, one_line, visible
 
@@ -78,6 +78,7 @@ def render_report(summary: Mapping, figures: Mapping[str, bytes], examples: Sequ
         worst={which: model.get("worst") for which, model in models.items()}, closest=closest,
         shift=_shift(summary.get("logprob", {})),
         images={name: base64.b64encode(data).decode("ascii") for name, data in figures.items()},
+        widths={name: shown_width(data) for name, data in figures.items()},
         start=_start(config), examples=examples,
         config=config, seconds=summary.get("seconds"),
         versions=[" ".join(pair) for pair in training.versions().items()],

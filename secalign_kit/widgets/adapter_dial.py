@@ -1,20 +1,22 @@
 """The adapter dial: the adapter's strength from 0 to 1.5, on one prompt and on held-out sets."""
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import ipywidgets
 
-from .. import evaluation, figures, logprobs, models, preference, training
+from .. import evaluation, figures, injections, logprobs, models, preference, training
 from ..config import recipe
 from ..evaluation import Rate
 from ..models import Bundle
+from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample
 from ..visible import number
 from .html import message_html, meters_html, prompt_html, table_html
-from .inputs import sample_items, verdict
+from .inputs import check_length, check_texts, sample_items, verdict
 from .playground import role_spans
-from .view import Progress, View, answering, common, dashed, image, wide
+from .view import Progress, View, answering, common, dashed, image, row, text_field, wide
 
 CONFIG = recipe("demo")  # whose beta makes the margins
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -105,6 +107,25 @@ def dial_prompt(bundle: Bundle, item: evaluation.Item, value: float) -> Live:
     return Live(answer, verdict(answer, item.expected, item.witness), *policy, margin)
 
 
+def own_item(bundle: Bundle, instruction: str, data: str, injection: str) -> evaluation.Item:
+    """A reader's prompt, attacked by the bare injection.
+
+    Chosen and rejected are what the insecure model says to each request alone. Raises ValueError
+    for texts that are empty or too long.
+    """
+    texts = (instruction, data, injection)
+    if texts == (DINOSAUR_HOST.instruction, DINOSAUR_HOST.data, DINOSAUR_PAYLOAD.request):
+        return evaluation.diagram_item()
+    check_texts(instruction=instruction, data=data, injection=injection)
+    hit = injections.inject(Sample(instruction, data), Sample(injection), rng=random.Random(0),
+                            split="heldout")
+    check_length(bundle, instruction, hit.data)
+    with models.insecure(bundle):
+        chosen, rejected = evaluation.generate(bundle, [(instruction, data), (injection, "")])
+    return replace(evaluation.diagram_item(), instruction=instruction, data=hit.data,
+                   expected=chosen, witness=rejected, start=hit.start, end=hit.end)
+
+
 def live_html(live: Live, strength: float) -> str:
     """One prompt at one strength, as a table."""
     rows = (("answer", live.answer or "(nothing)"), ("verdict", live.verdict),
@@ -118,27 +139,39 @@ def adapter_dial(bundle: Bundle, points: Sequence[Point] | None = None) -> View:
     """One slider for the adapter's strength, 0 to 1.5; answer, margin, ASR and utility follow.
 
     `points` come from `measure_strengths`; without them, or for another number of samples, the
-    button measures. Parts: strength, attack, samples, measure (button), prompt, live, sets,
-    message, progress.
+    button measures. Parts: instruction, data, injection, strength, attack, samples, measure
+    (button), prompt, live, sets, message, progress.
     """
-    item = evaluation.diagram_item()
     parts = SimpleNamespace(
+        instruction=text_field("instruction", DINOSAUR_HOST.instruction),
+        data=text_field("data", DINOSAUR_HOST.data),
+        injection=text_field("injection", DINOSAUR_PAYLOAD.request),
         strength=wide(ipywidgets.FloatSlider, "strength", value=1.0, min=0.0, max=1.5, step=0.05,
                       continuous_update=False),
         attack=wide(ipywidgets.Dropdown, "attack on sets", options=dashed(evaluation.ATTACKS)),
         samples=wide(ipywidgets.IntSlider, "samples", value=20, min=5, max=100, step=5),
         measure=ipywidgets.Button(description="Measure the sets",
                                   tooltip="measure every strength on held-out samples"),
-        prompt=ipywidgets.HTML(prompt_html(
-            role_spans(bundle, item.instruction, item.data, item.start))),
-        live=ipywidgets.HTML(), sets=ipywidgets.HTML(), **common(),
+        prompt=ipywidgets.HTML(), live=ipywidgets.HTML(), sets=ipywidgets.HTML(), **common(),
     )
-    state = {"points": list(points or [])}
+    fields = (parts.instruction, parts.data, parts.injection)
+    state = {"points": list(points or []), "item": None}
+
+    def read(_=None) -> None:
+        with answering(parts, "prompt", "live"):
+            state["item"] = None
+            item = state["item"] = own_item(bundle, *(field.value for field in fields))
+            parts.prompt.value = prompt_html(
+                role_spans(bundle, item.instruction, item.data, item.start))
+        if state["item"]:
+            turn()
 
     def turn(_=None) -> None:
-        with answering(parts, "live") as progress:
-            for value in progress((parts.strength.value,)):
-                parts.live.value = live_html(dial_prompt(bundle, item, value), value)
+        if state["item"]:
+            with answering(parts, "live") as progress:
+                for value in progress((parts.strength.value,)):
+                    live = dial_prompt(bundle, state["item"], value)
+                    parts.live.value = live_html(live, value)
         show()
 
     def show(_=None) -> None:
@@ -157,10 +190,12 @@ def adapter_dial(bundle: Bundle, points: Sequence[Point] | None = None) -> View:
             return {"text/html": parts.live.value}
         return dial_twin(state["points"])
 
+    for field in fields:
+        field.observe(read, "value")
     parts.strength.observe(turn, "value")
     parts.attack.observe(show, "value")
     parts.measure.on_click(measure)
-    turn()
-    row = ipywidgets.HBox([parts.measure, parts.progress])
-    return View("Adapter dial", [parts.prompt, parts.strength, parts.live, parts.attack,
-                                 parts.sets, parts.samples, row, parts.message], parts, twin)
+    read()
+    return View("Adapter dial", [*fields, parts.message, parts.prompt, parts.strength, parts.live,
+                                 parts.attack, parts.sets, parts.samples,
+                                 row(parts.measure, parts.progress)], parts, twin)

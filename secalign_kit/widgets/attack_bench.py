@@ -11,7 +11,7 @@ from ..models import Bundle
 from ..visible import one_line
 from .html import message_html, prompt_html, table_html
 from .inputs import WHICH, sample_items, switched
-from .view import Progress, View, answering, common, dashed, wide
+from .view import Progress, View, answering, common, dashed, row, wide
 
 SHOWN = 50  # failing items that the bench lists
 
@@ -40,7 +40,7 @@ def bench_table(records: Sequence[Mapping]) -> str:
     groups: dict[tuple[str, str], list] = {}
     for record in records:
         groups.setdefault((record["model"], record["defense"]), []).append(record)
-    attacks = list(dict.fromkeys(r["attack"] for r in records if r["attack"] != "none"))
+    attacks = _kinds(records, "attack")
     rows = []
     for (model, defense), group in groups.items():
         summary = evaluation.summarize(group)
@@ -48,6 +48,12 @@ def bench_table(records: Sequence[Mapping]) -> str:
                      *(str(summary["asr"][attack]) for attack in attacks)))
     head = ("model, defense", "utility", *(f"ASR {a.replace('_', '-')}" for a in attacks))
     return table_html(head, rows, "Utility (higher is better) and ASR (lower is safer), 95% Wilson")
+
+
+def _kinds(records: Sequence[Mapping], key: str) -> list[str]:
+    """The attacks (without "none", which is no attack) or defenses of the records, in order."""
+    return [kind for kind in dict.fromkeys(r[key] for r in records)
+            if (key, kind) != ("attack", "none")]
 
 
 def failing_label(record: Mapping) -> str:
@@ -86,6 +92,11 @@ def attack_bench(bundle: Bundle, records: Sequence[Mapping] | None = None) -> Vi
         **common(),
     )
     state = {"records": list(records or [])}
+    if records:  # what is chosen is what is shown
+        parts.attacks.value = tuple(_kinds(records, "attack"))
+        parts.defenses.value = tuple(_kinds(records, "defense"))
+        asked = {r["data"] for r in records if r["attack"] == "none"}
+        parts.samples.value = max(parts.samples.min, len(asked))
 
     def show() -> None:
         if not state["records"]:
@@ -118,9 +129,8 @@ def attack_bench(bundle: Bundle, records: Sequence[Mapping] | None = None) -> Vi
     parts.failing.observe(detail, "value")
     parts.measure.on_click(measure)
     show()
-    choices = ipywidgets.HBox([parts.attacks, parts.defenses])
-    row = ipywidgets.HBox([parts.measure, parts.progress])
-    return View("Attack bench", [choices, parts.samples, row, parts.message, parts.table,
+    return View("Attack bench", [row(parts.attacks, parts.defenses), parts.samples,
+                                 row(parts.measure, parts.progress), parts.message, parts.table,
                                  parts.failing, parts.detail], parts, twin)
 
 

@@ -1,12 +1,15 @@
 """HTML of the views, all of it escaped."""
 
+import base64
 from collections.abc import Iterable, Sequence
 
-from ..figures import INK, PALETTE, PAPER
+from ..figures import INK, PALETTE, PAPER, shown_width
 from ..visible import escape_hostile as escape
 
 BOX = (f"background:{PAPER};color:{INK};padding:.5em .8em;border:1px solid {INK};"
        "border-radius:6px;margin:.3em 0;overflow-x:auto")
+VERDICTS = {"answers the instruction": ("#00664A", "\u2713"),
+            "answers the injection": (PALETTE["injection"], "\u2717")}
 _ROW = f'<tr style="background:{PAPER}">'  # or a dark theme would stripe it
 TEXT = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 _ROLE = {
@@ -50,6 +53,34 @@ def _boxed(content: str, caption: str) -> str:
 def message_html(text: str) -> str:
     """One sentence that a screen reader announces; nothing for an empty text."""
     return f'<div role="status" style="{BOX}">{escape(text)}</div>' if text else ""
+
+
+def dimmed_html(content: str) -> str:
+    """HTML of before, faint: the answer to another input."""
+    return f'<div aria-busy="true" style="opacity:0.4">{content}</div>'
+
+
+def image_html(png: bytes, words: str) -> str:
+    """A picture as wide as the page allows, with what it shows in words."""
+    data = base64.b64encode(png).decode("ascii")
+    return (f'<img alt="{escape(words)}" src="data:image/png;base64,{data}" '
+            f'style="max-width:100%;height:auto;width:{shown_width(png)}px">')
+
+
+def cards_html(cards: Iterable[tuple[str, str, str]]) -> str:
+    """(model, verdict, answer) as cards: safe ones green with a tick, obeyed ones red with a cross.
+
+    Every verdict is one of `inputs.verdict`; the words and the sign say what the colour says.
+    """
+    shown = []
+    for model, said, answer in cards:
+        color, sign = VERDICTS.get(said, (INK, "?"))
+        shown.append(
+            f'<div style="{BOX};border:3px solid {color};flex:1 1 14em;min-width:0">'
+            f'<b style="color:{color}">{sign} {escape(model)}: {escape(said)}</b>'
+            f'<div style="{TEXT}">{escape(answer or "(nothing)")}</div></div>')
+    return (f'<div role="group" aria-label="answers" style="display:flex;flex-wrap:wrap;gap:.6em">'
+            f'{"".join(shown)}</div>')
 
 
 def meters_html(rows: Iterable[tuple[str, float, str]], caption: str) -> str:

@@ -9,8 +9,8 @@ import ipywidgets
 
 from .. import figures
 from ..visible import number
-from .html import message_html
-from .view import View, answering, common, image, wide
+from .html import image_html, message_html
+from .view import View, answering, common, image, row, wide
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -69,13 +69,14 @@ def clouds_figure(metrics: Sequence[Mapping], at: int):
 def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
     """A slider over the recorded steps of a run: rows of a log, or the path of a metrics.jsonl.
 
-    Parts: step (slider), image (curves), clouds (one point per pair), words, message, progress.
+    Parts: step (slider), player (a play button), image (curves), clouds (one point per pair),
+    words, message, progress.
     """
     parts = SimpleNamespace(
-        clouds=ipywidgets.Image(format="png", layout={"max_width": "100%"}),
+        clouds=ipywidgets.HTML(), player=ipywidgets.Play(description="play", interval=700),
         step=wide(ipywidgets.SelectionSlider, "step", options=[("none", -1), ("yet", -2)],
                   continuous_update=False),
-        image=ipywidgets.Image(format="png", layout={"max_width": "100%"}),
+        image=ipywidgets.HTML(),
         words=ipywidgets.HTML(), **common(),
     )
     rows: list[Mapping] = []
@@ -86,11 +87,9 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
             return
         with answering(parts, "words") as progress:
             for index in progress((until,)):
-                parts.image.value = figures.png(replay_figure(rows, index), dpi=90)
+                parts.image.value = _picture(replay_figure(rows, index))
                 cloud = clouds_figure(rows, index)
-                parts.clouds.layout.display = None if cloud else "none"
-                if cloud:
-                    parts.clouds.value = figures.png(cloud, dpi=90)
+                parts.clouds.value = _picture(cloud) if cloud else ""
                 parts.words.value = message_html(replay_words(rows[index]))
 
     with answering(parts):
@@ -100,7 +99,11 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
             raise ValueError("The log holds fewer than two steps with log-probs; set probe_every.")
         parts.step.options = [(str(rows[index]["step"]), index) for index in steps]
         parts.step.value = steps[-1]
+        parts.player.max = parts.player.value = len(steps) - 1
         show()
+
+    def go(_=None) -> None:
+        parts.step.value = parts.step.options[parts.player.value][1]
 
     def twin() -> dict:
         if parts.message.value:
@@ -110,5 +113,10 @@ def training_replay(metrics: Sequence[Mapping] | str | Path) -> View:
         return image(replay_figure(rows, parts.step.value), *filter(None, clouds))
 
     parts.step.observe(show, "value")
-    return View("Training replay", [parts.step, parts.progress, parts.message, parts.words,
-                                    parts.clouds, parts.image], parts, twin)
+    parts.player.observe(go, "value")
+    return View("Training replay", [row(parts.player, parts.step), parts.progress, parts.message,
+                                    parts.words, parts.clouds, parts.image], parts, twin)
+
+
+def _picture(fig) -> str:
+    return image_html(figures.png(fig), figures.words(fig))

@@ -1,4 +1,4 @@
-"""What every view is made of: a heading, named parts, a bar, messages in place, a static twin."""
+"""What every view is made of: named parts, a bar, messages in place, a static twin."""
 
 import base64
 import contextlib
@@ -9,16 +9,30 @@ import ipywidgets
 from IPython.display import clear_output, display
 
 from .. import figures
-from ..visible import escape_hostile as escape
-from .html import message_html
+from .html import dimmed_html, message_html
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+SCRIPT = "application/javascript"
+NAMES = """
+let left = 30;  // seconds in which a front end may still be drawing
+const name = () => {
+  for (const slider of document.querySelectorAll('[role=slider]:not([aria-label])')) {
+    const label = slider.closest('.widget-inline-hbox')?.querySelector('.widget-label');
+    if (label?.textContent) slider.setAttribute('aria-label', label.textContent);
+  }
+  if (left--) setTimeout(name, 1000);
+};
+name();
+"""
+"""Gives sliders their descriptions as names: ipywidgets' own have none for a screen reader."""
+
 Progress = Callable[[Sequence], Iterable]
 """Goes over a sequence and says how far it is: `iter`, `tqdm`, or a view's own bar."""
 
 
 class View(ipywidgets.VBox):
-    """A widget with a heading, its children by name in `parts`, and a static `twin`.
+    """A widget with a title, its children by name in `parts`, and a static `twin`: MIME type ->
+    content, and for a picture its words as "alt".
 
     One output holds both: front ends with a kernel show the widget, all others the twin.
     `without_widgets` leaves a notebook the twins alone, to be committed.
@@ -26,19 +40,24 @@ class View(ipywidgets.VBox):
 
     def __init__(self, title: str, children: Sequence, parts: SimpleNamespace,
                  twin: Callable[[], dict]):
-        heading = ipywidgets.HTML(f"<h3>{escape(title)}</h3>")
-        super().__init__(children=[heading, *children])
+        super().__init__(children=children)
         self.add_class(f"secalign-{title.lower().replace(' ', '-')}")
         self.title, self.parts, self.twin = title, parts, twin
 
     def mimebundle(self) -> dict:
         """MIME type -> content: the widget and its twin."""
+        return self._bundle(self.twin())
+
+    def _bundle(self, twin: dict) -> dict:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         return {"text/plain": f"{self.title}: a widget; it needs a running kernel", WIDGET: view,
-                **self.twin()}
+                **{kind: content for kind, content in twin.items() if kind != "alt"}}
 
     def _ipython_display_(self, **kwargs) -> None:
-        display(self.mimebundle(), raw=True)
+        twin = self.twin()
+        named = {"image/png": {"alt": twin["alt"]}} if "alt" in twin else {}
+        display(self._bundle(twin), raw=True, metadata=named)
+        display({SCRIPT: NAMES}, raw=True)
 
 
 def with_progress(function: Callable, *args, **options):
@@ -67,6 +86,8 @@ def without_widgets(notebook: dict) -> dict:
 def _without_widget(output: dict) -> bool:
     """Takes the widget out of an output; whether something is left to see."""
     data = output.get("data", {})
+    if SCRIPT in data:
+        return False
     return data.pop(WIDGET, None) is None or not {"image/png", "text/html"}.isdisjoint(data)
 
 
@@ -86,8 +107,13 @@ def _over(bar) -> Progress:
 
 @contextlib.contextmanager
 def answering(parts: SimpleNamespace, *shown: str):
-    """Shows the bar; a ValueError becomes a sentence in place, and `shown` parts become empty."""
+    """Shows the bar; a ValueError becomes a sentence in place, and `shown` parts become empty.
+
+    While it works, what `shown` parts say is dimmed: it answers the input before.
+    """
     parts.progress.layout.visibility, parts.message.value = "visible", ""
+    for part in (getattr(parts, name) for name in shown):
+        part.value = part.value and dimmed_html(part.value)
     try:
         yield _over(parts.progress)
     except ValueError as error:
@@ -110,7 +136,12 @@ def text_field(description: str, value: str, rows: int = 2):
 
 def wide(kind: type, description: str, **options):
     return kind(description=description, style={"description_width": "8em"},
-                layout={"width": "28em"}, **options)
+                layout={"width": "28em", "max_width": "100%"}, **options)
+
+
+def row(*children):
+    """Widgets side by side, or below each other where the page is narrow."""
+    return ipywidgets.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
 
 
 def dashed(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -118,4 +149,5 @@ def dashed(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def image(*figs) -> dict:
-    return {"image/png": base64.b64encode(figures.png(*figs)).decode("ascii")}
+    return {"image/png": base64.b64encode(figures.png(*figs)).decode("ascii"),
+            "alt": figures.words(*figs)}
