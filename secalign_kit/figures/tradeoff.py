@@ -29,7 +29,7 @@ def tradeoff(points: Mapping[str, Mapping[str, Rate]]) -> Figure:
         below = sum(math.dist((x, y), other) < 2 for other in places[:k])
         draw_points(axes, [x], [y], look, max(4, 11 - 3.5 * below), zorder=3 + below)
     axes.set_xlim(-4, 104)
-    axes.margins(y=0.15)
+    axes.margins(y=0.22)
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])
     axes.set_ylim(low, high)
@@ -71,7 +71,7 @@ def _write_names(axes, names: Sequence[str], places: Sequence, taken: list[Bbox]
                  + _shared(box, box) - _shared(box, inside) for box in boxes]
         best = costs.index(min(costs))  # the nearest of the best
         label.set_position(moves[best])
-        taken.append(boxes[best].padded(5))
+        taken.append(boxes[best].padded(2))
         h, v, far = ways[best]
         if far > 18:  # so far away that a line must say whose name it is
             end = h * (far - 2), v * (far - 2)
