@@ -20,11 +20,16 @@ const name = () => {
     const label = slider.closest('.widget-inline-hbox')?.querySelector('.widget-label');
     if (label?.textContent) slider.setAttribute('aria-label', label.textContent);
   }
+  for (const button of document.querySelectorAll('.jupyter-button:not([aria-label])')) {
+    const icon = button.querySelector('[class*=fa-]');  // of a player, such as fa-stop
+    if (icon && !button.textContent.trim())
+      button.setAttribute('aria-label', icon.className.replace(/.*fa-(\\w+).*/, '$1'));
+  }
   if (left--) setTimeout(name, 1000);
 };
 name();
 """
-"""Gives sliders their descriptions as names: ipywidgets' own have none for a screen reader."""
+"""Gives sliders and the buttons of a player names: ipywidgets' own have none for screen readers."""
 
 Progress = Callable[[Sequence], Iterable]
 """Goes over a sequence and says how far it is: `iter`, `tqdm`, or a view's own bar."""
