@@ -26,9 +26,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and weights of the model as one without an adapter has them, in fp32 on the CPU.
 
-    A weight that stands at two places (a tied head) comes once, under its first name.
+    A weight that stands at two places (a tied head) comes twice.
     """
-    seen: set[int] = set()
     inside: tuple[str, ...] = ()  # of a layer that has been dealt with
     for name, module in base_of(model).named_modules():
         if inside and name.startswith(inside):
@@ -47,9 +46,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         kept = {key: value for key, value in module.named_buffers(recurse=False)
                 if key not in module._non_persistent_buffers_set}
         for key, value in [*module.named_parameters(recurse=False), *kept.items()]:
-            if id(value) not in seen:
-                seen.add(id(value))
-                yield f"{name}.{key}" if name else key, plain(value)
+            yield f"{name}.{key}" if name else key, plain(value)
 
 
 def plain(weight: torch.Tensor) -> torch.Tensor:
@@ -92,10 +89,6 @@ def save_merged(bundle: Bundle, folder: Path, dtype: str) -> None:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     weights = {name: weight.to(DTYPES[dtype]) if weight.is_floating_point() else weight
                for name, weight in merged_weights(bundle.model)}
-    head = next((name for name, module in base.named_modules()
-                 if module is base.get_output_embeddings()), "") + ".weight"
-    if not config.tie_word_embeddings and head not in weights:  # it was tied, and is no more
-        weights[head] = plain(base.get_input_embeddings().weight).to(DTYPES[dtype])
     with torch.device("meta"):
         empty = type(base)(config).to(DTYPES[dtype])
     if conversions := getattr(base, "_weight_conversions", None):
