@@ -194,15 +194,17 @@ def logits(model):
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_weights_are_pefts_also_where_head_and_embedding_are_one(base, tmp_path, kind):
+def test_merged_weights_are_pefts_also_where_head_and_embedding_are_one(base, tmp_path, kind,
+                                                                                 dtype):
     path = adapter_of(base, tmp_path / "adapter", **KINDS[kind])
     bundle = models.load(base, four_bit=False, adapter=path)
     wanted = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base),
                                               path).eval())
-    weights.save_merged(bundle, tmp_path / "out", "fp32")
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    assert torch.allclose(logits(found), wanted, atol=1e-5)
+    weights.save_merged(bundle, tmp_path / "out", dtype)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert torch.allclose(logits(found), wanted, atol={"fp32": 1e-5, "bf16": 0.06}[dtype])
     assert not torch.allclose(logits(found), logits(AutoModelForCausalLM.from_pretrained(base)),
                               atol=1e-3)
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
@@ -264,6 +266,7 @@ def test_the_tensors_are_those_that_servers_read(written):
         assert file.metadata() == {"format": "pt"}
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}
         assert all(names.get_name(key, (".weight",)) for key in file.keys())
+        assert "lm_head.weight" not in file.keys()  # it is the embedding's
 
 
 def test_plain_transformers_answers_as_the_run(written, secured):

@@ -89,6 +89,10 @@ def save_merged(bundle: Bundle, folder: Path, dtype: str) -> None:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     weights = {name: weight.to(DTYPES[dtype]) if weight.is_floating_point() else weight
                for name, weight in merged_weights(bundle.model)}
+    if config.tie_word_embeddings:
+        head = base.get_output_embeddings()
+        weights.pop(next(f"{name}.weight" for name, module in base.named_modules()
+                         if module is head))
     with torch.device("meta"):
         empty = type(base)(config).to(DTYPES[dtype])
     if conversions := getattr(base, "_weight_conversions", None):
