@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -113,15 +113,24 @@ def refuse_other_base(folder: Path, config: LoraConfig, model) -> None:
         raise ValueError(f"adapter {str(folder)!r} was trained on {config.base_model_name_or_path} "
                          f"and the model is {model.config._name_or_path}; load that one, or, if "
                          "they are the same, load the model from a folder")
-    with safe_open(folder / WEIGHTS, "pt") as file:
+    with weights(folder) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
     for key, shape in shapes.items():
         _refuse_shape(folder, config, model, key.removeprefix("base_model.model."), shape)
 
 
+def weights(folder: Path):
+    """The adapter's file of weights, opened. Raises ValueError for a broken one."""
+    try:
+        return safe_open(folder / WEIGHTS, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{str(folder / WEIGHTS)!r} is broken ({error}); fetch it again or train "
+                         "the adapter again") from None
+
+
 def refuse_missing(folder: Path, model) -> None:
     """Raises ValueError unless every LoRA layer of the model has its weights in the folder."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
+    with weights(folder) as file:
         held = {key.rpartition(".lora_")[0] for key in file.keys() if ".lora_" in key}
     layers = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     if only := sorted(layers ^ held):

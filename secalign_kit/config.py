@@ -166,8 +166,8 @@ def chosen(kind: str, name: str, known: Iterable[str], other: str = "") -> str:
     if asked in same:
         return same[asked]
     near = difflib.get_close_matches(asked, same, n=1)
-    hint = f"did you mean {same[near[0]]}? " if near else ""
-    raise ValueError(f"no {kind} {name!r}; {hint}Choose one of {', '.join(same.values())}"
+    hint = f"did you mean {same[near[0]]}? Choose" if near else "choose"
+    raise ValueError(f"no {kind} {name!r}; {hint} one of {', '.join(same.values())}"
                      f"{other and f', or {other}'}")
 
 
