@@ -1,16 +1,15 @@
 """Budget: GPU memory and hours of a training, estimated before it is started.
 
 One datum: for Llama 3.1 8B with four pairs of the benchmark at once, `estimate` gives `Memory(
-weights=5.3, adapter=0.4, activations=15.8, logits=0.25)`, together 21.8 GiB; 21.8 were measured.
+weights=5.7, adapter=0.4, activations=12.3, working=0.3)`, together 18.7 GiB; 19.0 were measured.
 
 Every term of memory is counted from the architecture; each says where it comes from. Compared with
-steps in the shape of Llama 3.1 8B on one H100 (docs/gpu.md), it is within 2% with checkpointing and
-for four pairs without. Other figures without checkpointing it exceeds by 10 to 51%: one was taken
-under autocast and four after Liger's contender, whose layers keep less; with these counted it is
-within 6%, but that Liger's layers were on was concluded from the same figures. The two constants of
-time were fitted to six rates and meet them within 20%. No other model or GPU was measured.
+eight peaks of steps in the shape of Llama 3.1 8B on one H100 (docs/gpu.md), it is within 3%, for
+fused layers (`fused.steps`) and plain ones. The two constants of time were fitted to six rates and
+meet them within 15%. No other model or GPU was measured.
 
-Limits: dense decoders with a gated MLP, whose every layer attends; no mixture of experts.
+Limits: dense decoders with a gated MLP, whose every layer attends; no mixture of experts. Two norms
+a layer are counted; some models have four, or norms that are not fused (Gemma), and keep more.
 """
 
 import math
@@ -21,7 +20,6 @@ from .config import RunConfig
 
 GIB = 2**30
 PAPER_PAIRS = 19_157  # SecAlign, section 4.1
-LOGITS = 2**23  # at once; `shared_prefix` makes them in such pieces
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,23 @@ class Shape:
 class Kept:
     """Bytes that a layer keeps for the backward pass, per token and number of a vector."""
 
-    norm: int = 4  # each of two norms computes in fp32 and keeps its input so
-    lora: int = 4  # each adapted matrix has its input in fp32, the adapter's own dtype
+    norm: int  # each of two norms keeps its input
+    lora: int  # adapted matrices keep their input
+    once: bool  # whether matrices that read the same vector keep it once, and not each a copy
     mlp: int = 6  # gate, activated gate and up, in bf16
     attention: int = 8  # query, key and value (repeated for every head) and output, in bf16
 
 
-KEPT = Kept()
+FUSED = Kept(norm=2, lora=2, once=True)  # all in bf16
+PLAIN = Kept(norm=4, lora=4, once=False)  # norms compute in fp32, and adapters in their own fp32
+READS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "o_proj": "heads",
+         "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}  # what a matrix is given
+
+
+def kept(config: RunConfig, bf16: bool = True) -> Kept:
+    """What layers keep in this run; `fused` knows LoRA beside 4-bit matrices, without dropout."""
+    fuses = bf16 and config.four_bit and not config.lora_dropout and config.shared_prefix
+    return FUSED if fuses else PLAIN
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,11 @@ class Memory:
     weights: float
     adapter: float
     activations: float
-    logits: float
+    working: float  # for a moment: a piece's logits, or gradients within a layer
 
     @property
     def total(self) -> float:
-        return self.weights + self.adapter + self.activations + self.logits
+        return self.weights + self.adapter + self.activations + self.working
 
 
 def weights(shape: Shape, four_bit: bool) -> int:
@@ -117,31 +125,61 @@ def adapter(shape: Shape, config: RunConfig) -> int:
     return shape.layers * config.lora_r * sum(map(sum, adapted)) * (4 + 4 + 8)
 
 
-def layer_activations(shape: Shape, config: RunConfig) -> int:
+def scales(shape: Shape, config: RunConfig) -> int:
+    """Bytes of expanded scales, an fp32 number for 64 weights, that `fused.steps` adds.
+
+    With checkpointing these are only of matrices that are no larger than the mean.
+    """
+    sizes = [inputs * outputs for inputs, outputs in shape.linear.values()]
+    most = sum(sizes) / len(sizes) if config.gradient_checkpointing else max(sizes)
+    return shape.layers * sum(size for size in sizes if size <= most) * 4 // 64
+
+
+def layer_activations(shape: Shape, config: RunConfig, keeps: Kept) -> int:
     """Bytes that one layer keeps of one token for the backward pass."""
-    inputs = sum(shape.linear[name][0] for name in _adapted(shape, config))
-    return (2 * KEPT.norm * shape.hidden + KEPT.lora * inputs + KEPT.mlp * shape.intermediate
-            + KEPT.attention * shape.heads * shape.head_dim)
+    adapted = _adapted(shape, config)
+    inputs = [shape.linear[name][0] for name in adapted]
+    if keeps.once:
+        inputs = {READS[name]: shape.linear[name][0] for name in adapted}.values()
+    return (2 * keeps.norm * shape.hidden + keeps.lora * sum(inputs)
+            + keeps.mlp * shape.intermediate + keeps.attention * shape.heads * shape.head_dim)
 
 
-def activations(shape: Shape, config: RunConfig, tokens: int) -> int:
+def activations(shape: Shape, config: RunConfig, tokens: int, keeps: Kept) -> int:
     """Bytes for a batch of so many tokens, padding included.
 
     With checkpointing, each layer keeps its input in half precision, and one is computed again.
     """
-    layer = layer_activations(shape, config)
+    layer = layer_activations(shape, config, keeps)
     if config.gradient_checkpointing:
         return tokens * (shape.layers * 2 * shape.hidden + layer)
     return tokens * shape.layers * layer
 
 
-def estimate(shape: Shape, config: RunConfig, tokens: int) -> Memory:
-    """The peak for batches of at most so many tokens, padding included."""
-    # a piece's logits in half and in fp32, their softmax, and a gradient in either precision
-    logits = LOGITS * (2 + 4 + 4 + 4 + 2)
+def working(shape: Shape, tokens: int) -> int:
+    """Bytes of what is there for a moment: a piece's logits or gradients in an MLP, not both."""
+    # logits in half precision, in fp32 and as a gradient; responses are two thirds of a row
+    piece = shared_piece(tokens * 2 // 3, shape.vocabulary)
+    gradients = 3 * 2 * shape.intermediate * tokens  # of gate, activated gate and up
+    return max(8 * piece * shape.vocabulary, gradients)
+
+
+def shared_piece(tokens: int, vocabulary: int) -> int:
+    """As `shared_prefix.piece` on CUDA, which a test holds equal; this module needs no torch."""
+    fewest, most = 2**22 // vocabulary, 2**26 // vocabulary
+    return max(1, min(most, max(fewest, -(-tokens // 6))))
+
+
+def estimate(shape: Shape, config: RunConfig, tokens: int, bf16: bool = True) -> Memory:
+    """The peak for batches of at most so many tokens, padding included.
+
+    `bf16` says whether the GPU computes in it; fp16 is never fused.
+    """
+    keeps = kept(config, bf16)
+    base = weights(shape, config.four_bit) + (keeps == FUSED) * scales(shape, config)
     return Memory(*(size / GIB for size in (
-        weights(shape, config.four_bit), adapter(shape, config),
-        activations(shape, config, tokens), logits)))
+        base, adapter(shape, config), activations(shape, config, tokens, keeps),
+        working(shape, tokens))))
 
 
 def longest_row(config: RunConfig) -> int:
@@ -158,12 +196,12 @@ def _adapted(shape: Shape, config: RunConfig) -> list[str]:
 
 # --- time -----------------------------------------------------------------------------------------
 
-LAUNCH = 3e-3
-"""Seconds that a pass through a layer costs, however few the tokens: launching its kernels and
-expanding its 4-bit weights (fitted to rates of one H100)."""
+LAUNCH = 3.25e-3
+"""Seconds that a pass through a layer takes at least: launching its kernels, which the GPU may
+have to wait for (fitted to rates of one H100, fused)."""
 
-REACHED = 0.55
-"""Share of a GPU's nominal speed that its products reach (fitted to rates of one H100)."""
+REACHED = 0.37
+"""Share of a GPU's nominal speed that a step reaches (fitted to rates of one H100, fused)."""
 
 MEAN = 470 / 820
 """Mean length of a row by the longest, as in the benchmark's pairs."""
@@ -173,17 +211,21 @@ MEAN = 470 / 820
 class Gpu:
     memory: float  # GiB
     speed: float  # dense products in half precision, TFLOP/s, by the maker's data sheet
+    bf16: bool = True
 
 
-GPUS = {"T4": Gpu(14.7, 65), "L4": Gpu(22.0, 121), "A100 40 GB": Gpu(39.4, 312),
+GPUS = {"T4": Gpu(14.7, 65, bf16=False), "L4": Gpu(22.0, 121), "A100 40 GB": Gpu(39.4, 312),
         "A100 80 GB": Gpu(79.2, 312), "H100 80 GB": Gpu(79.2, 989), "H200": Gpu(139.8, 989)}
 
 
 def step_seconds(shape: Shape, config: RunConfig, mean: float, gpu: Gpu) -> float:
-    """Seconds for a batch of pairs whose rows have so many tokens in the mean."""
+    """Seconds for a batch of pairs whose rows have so many tokens in the mean.
+
+    The GPU computes while the processor launches what comes next, so the slower of them counts.
+    """
     passes = _passes(config)
     flops = 2 * passes * (shape.matrices * mean + shape.head * mean / 2) * config.batch_size
-    return passes * shape.layers * LAUNCH + flops / (REACHED * gpu.speed * 1e12)
+    return max(passes * shape.layers * LAUNCH, flops / (REACHED * gpu.speed * 1e12))
 
 
 def hours(shape: Shape, config: RunConfig, mean: float, gpu: Gpu,
@@ -220,7 +262,7 @@ def settings(config: RunConfig) -> Iterator[RunConfig]:
 def fastest(shape: Shape, config: RunConfig, longest: int, gpu: Gpu) -> RunConfig | None:
     """Of `settings`, those that fit the GPU and take the least time; None if none fits."""
     fitting = [c for c in settings(config)
-               if fits(estimate(shape, c, longest * c.batch_size), gpu)]
+               if fits(estimate(shape, c, longest * c.batch_size, gpu.bf16), gpu)]
     return min(fitting, key=lambda c: hours(shape, c, MEAN * longest, gpu), default=None)
 
 
@@ -229,7 +271,7 @@ def lines(name: str, shape: Shape, config: RunConfig) -> list[str]:
     longest = longest_row(config)
     memory = estimate(shape, config, longest * config.batch_size)
     parts = {"weights": memory.weights, "LoRA, AdamW": memory.adapter,
-             "activations": memory.activations, "logits": memory.logits, "peak": memory.total}
+             "activations": memory.activations, "working": memory.working, "peak": memory.total}
     said = [f"{'model':14} {name}, {shape.parameters / 1e9:.2f} billion parameters",
             f"{'recipe':14} {_said(config)}, max_length={config.max_length}: rows of at most "
             f"{longest} tokens"]
@@ -240,7 +282,8 @@ def lines(name: str, shape: Shape, config: RunConfig) -> list[str]:
         best = fastest(shape, config, longest, gpu)
         text = "nothing that keeps this recipe" if best is None else (
             f"{_said(best)}: {hours(shape, best, MEAN * longest, gpu):.1f} h")
-        said.append(f"{gpu_name:14} {'yes' if fits(memory, gpu) else 'no':5} {text}")
+        fit = fits(estimate(shape, config, longest * config.batch_size, gpu.bf16), gpu)
+        said.append(f"{gpu_name:14} {'yes' if fit else 'no':5} {text}")
     return said
 
 

@@ -28,6 +28,8 @@ a notebook, with everything that touches a GPU imported inside:
 
     accelerate.notebook_launcher(job, num_processes=2)
 
+This was run on two CPU processes with the embedded model, and not on GPUs.
+
 Limits: one method of TRL that is not public is overridden, `_prepare_dataset`; `pyproject.toml`
 names the versions of TRL that this was tested with. With FSDP the run's model stays in shards when
 it has been trained; load its adapter to use it.
