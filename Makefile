@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-colab lab app site adapters summaries selection bench wheel clean
+.PHONY: help demo real test test-colab lab app site adapters summaries selection bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -21,6 +21,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: export HF_HUB_OFFLINE = 1
 demo: $(STAMP)
 	@$(BIN)/secalign-kit demo
+
+# make real: the main job on a real model (25 minutes on two cores, after a download of 90 MB)
+real: export HF_HUB_OFFLINE = 1
+real: $(STAMP)
+	@$(BIN)/python -c 'import gguf' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gguf]'
+	@$(BIN)/secalign-kit real $(REAL)
 
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP)

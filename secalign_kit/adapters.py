@@ -68,6 +68,11 @@ def read(folder: Path) -> LoraConfig:
     return config
 
 
+def stages(folder: Path) -> list[str]:
+    """The adapters that are merged into the base before this one is put on it, in order."""
+    return (read(folder).base_model_name_or_path or "").split("+")[1:]
+
+
 def own_tokenizer(folder: Path, tokenizer):
     """The tokenizer that comes with an adapter, None if it has none or that of its base.
 
@@ -166,7 +171,8 @@ def _hub_id(name: str) -> bool:
 
 def _hub_name(name: str | None) -> str:
     """A model's own name in lower case, whoever publishes it; "" for a folder."""
-    if not name or not _hub_id(name) or Path(name).exists():
+    name = (name or "").partition("+")[0]  # of the stages that are merged into it
+    if not _hub_id(name) or Path(name).exists():
         return ""
     return re.sub(r"(-unsloth)?-bnb-4bit$", "", name.lower().rpartition("/")[2])
 

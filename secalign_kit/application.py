@@ -61,13 +61,13 @@ def find(name: str, model: str | None = None) -> Source:
         if name in models.ADAPTERS and name in recipes():
             config = recipe(name)
             return Source(name, _same(name, config, model), folder, config=config)
-        return Source(name, model or _base(folder), folder)
+        return Source(name, model or models.base_of(folder), folder)
     if model and model != name:  # or a mistyped adapter would be its insecure base
         return Source(name, model, adapters.find(name))
     if "/" in name and not path.exists():  # of the Hub, an adapter or a model
         with contextlib.suppress(ValueError):
             folder = adapters.find(name)
-            return Source(name, _base(folder), folder)
+            return Source(name, models.base_of(folder), folder)
     return Source(name, name)
 
 
@@ -79,15 +79,6 @@ def _same(name: str, config: RunConfig, model: str | None) -> str:
         raise ValueError(f"{name!r} was trained on {config.model} and not on {model}; leave "
                          "--model out")
     return model or config.model
-
-
-def _base(folder: Path) -> str:
-    """The base of an adapter, a preset if it is one."""
-    base = adapters.read(folder).base_model_name_or_path or ""
-    known = {preset.path: name for name, preset in models.PRESETS.items()} | {"data/model": "toy"}
-    if not base:
-        raise ValueError(f"adapter {str(folder)!r} does not say its base model; give it as --model")
-    return known.get(base, base)
 
 
 def open_source(source: Source, four_bit: bool | None = None, format: str | None = None,

@@ -124,6 +124,29 @@ def demo(arguments) -> None:
     print(f"\n{summary['seconds']:.0f} s. Report: {Path(config.output) / 'report.html'}")
 
 
+@command("the main job on a real model, in English: SmolLM2 becomes secure (25 minutes)",
+         option("--base", action="store_true", help="measure the model before both stages too"),
+         option("--n", type=int, help="attacked held-out tasks (default: all 378)"),
+         option("--pairs", dest="n_pairs", type=int, metavar="N",
+                help="pairs of the SecAlign stage (default: the recipe's)"),
+         option("--output", default="runs/real", help="the run's folder"),
+         option("--ship", action="store_true",
+                help="put the adapters and the summary into data/ in the end"),
+         examples="\n--n 20 --pairs 32 --output runs/tiny")
+def real(arguments) -> None:
+    from . import real as job
+    from .studies import cards, summaries
+
+    summary = job.run_real(arguments.output, arguments.n, arguments.n_pairs, arguments.base)
+    print("\n".join(summaries.real_lines(summary)))
+    print(f"\nundefended: {one_line(summary['diagram']['insecure'])}")
+    print(f"secured:    {one_line(summary['diagram']['secure'])}")
+    if arguments.ship:
+        for name in job.RECIPES:
+            print(f"{name}: {cards.ship(name, Path(arguments.output))}")
+    print(f"\n{summary['seconds']:.0f} s. Report: {Path(arguments.output) / 'report.html'}")
+
+
 @command("train an adapter", *CONFIG,
          option("--pairs", metavar="FOLDER", help="pairs that `secalign-kit pairs` made"),
          examples="--config paper\n--set n_pairs=3000 --set beta=0.2 --output runs/mine\n"
@@ -476,12 +499,14 @@ def model(arguments) -> None:
 
 
 @command("make the shipped adapters anew",
-         option("names", nargs="*", help="of these only (default: all)"), examples="\npaper")
+         option("names", nargs="*",
+                help="of these only (default: those of the embedded model)"),
+         examples="\npaper\nsmollm2_undefended smollm2_secalign")
 def adapters(arguments) -> None:
     from . import models
     from .studies import cards
 
-    asked = arguments.names or models.ADAPTERS
+    asked = arguments.names or models.EMBEDDED
     for name in [chosen("shipped adapter", name, models.ADAPTERS) for name in asked]:
         print(f"{name}: {cards.make_adapter(name)}")
 

@@ -23,10 +23,10 @@ NOTES = [
 ]
 
 
-def _plain(summary: dict) -> dict:
+def plain(summary: dict) -> dict:
     """Rates as dictionaries, for JSON."""
     return {key: asdict(value) if isinstance(value, Rate) else
-            _plain(value) if isinstance(value, dict) else value for key, value in summary.items()}
+            plain(value) if isinstance(value, dict) else value for key, value in summary.items()}
 
 
 def draw(diagram: dict, metrics: list[dict], shift, summary: dict) -> dict[str, bytes]:
@@ -118,10 +118,10 @@ def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
     for name, png in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(png)
     summary["seconds"] = time.perf_counter() - began
-    training.write_json(folder / "summary.json", _plain(summary))
+    training.write_json(folder / "summary.json", plain(summary))
     place = f"In training, injections stood {POSITIONS[config.position]} of the data."
     closest = evaluation.closest_calls(run.bundle, secure)
     page = report.render_report(summary, pictures, evaluation.examples(insecure, secure, 1),
                                 asdict(config), [*NOTES, place], closest)
     report.write_report(folder / "report.html", page)
-    return _plain(summary)
+    return plain(summary)

@@ -132,8 +132,10 @@ def shape_of(name: str) -> Shape:
         raise _absent(name, "configuration", error) from None
 
 
-ADAPTERS = {name: DATA / "adapters" / name for name in ("secalign", "paper", "secalign_random")}
-"""The shipped adapters of the embedded model."""
+EMBEDDED = ("secalign", "paper", "secalign_random")
+ADAPTERS = {name: DATA / "adapters" / name
+            for name in (*EMBEDDED, "smollm2_undefended", "smollm2_secalign")}
+"""The shipped adapters: three of the embedded model and two of a real one."""
 
 PIECE = 2**26  # bytes that are copied from a device at once
 
@@ -283,7 +285,9 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     pair in one. A preset that `fetch` has made is taken from there.
 
     `name+run` is a model with that run's adapter merged into its weights: what a first, supervised
-    stage has made of it, and the base of the next stage.
+    stage has made of it, and the base of the next stage. An adapter that was trained on such a base
+    says so, and gets it; then nothing is 4-bit. The name of a shipped adapter is that adapter on
+    its base.
 
     Without a `format` (a name of `prompts.FORMATS` or `chat_format.CHAT`), a model that is no
     preset gets that of its chat template, and an adapter with a template of its own gets that. An
@@ -291,6 +295,9 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     unknown format, one that the tokenizer cannot write exactly, a tokenizer that is not the
     model's, and what `with_adapter` refuses.
     """
+    if not (adapter or Path(name).exists()) and name.replace("-", "_") in ADAPTERS:
+        adapter = ADAPTERS[name.replace("-", "_")]
+        name = base_of(adapters.find(adapter))
     plain, *stages = [name] if Path(name).exists() else name.split("+")
     if stages and four_bit:
         raise ValueError(f"model {name!r}: nothing is merged into 4-bit weights; say four_bit "
@@ -301,6 +308,8 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
                          f"{', '.join([*CHAT, *FORMATS])}")
     path = path_of(plain)
     folder = adapters.find(adapter) if adapter else None
+    if folder and not stages and (stages := adapters.stages(folder)):
+        name, four_bit = "+".join([plain, *stages]), False
     if Path(path).exists():  # loads from disk in a moment
         transformers_logging.disable_progress_bar()
     elif preset and preset.path.startswith(str(DATA)):
@@ -364,13 +373,18 @@ def merge(model, path: str | Path) -> None:
     peft = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
     adapters.refuse_missing(folder, peft)
     for layer in [m for m in peft.modules() if isinstance(m, LoraLayer)]:
-        weight = layer.get_base_layer().weight
-        for name in layer.active_adapters:
-            low, high = (part[name].weight.data.float().cpu() for part in (layer.lora_A,
-                                                                          layer.lora_B))
-            total = weight.data.float().cpu() + layer.scaling[name] * (high @ low)
-            weight.data.copy_(total)
+        _add(layer)
     peft.unload()
+
+
+def _add(layer: LoraLayer) -> None:
+    """Adds a layer's LoRA to its weight: the sum in fp32 on the CPU, rounded once."""
+    weight = layer.get_base_layer().weight
+    for name in layer.active_adapters:
+        low, high = (part[name].weight.data.float().cpu() for part in (layer.lora_A,
+                                                                      layer.lora_B))
+        total = weight.data.float().cpu() + layer.scaling[name] * (high @ low)
+        weight.data.copy_(total)
 
 
 @contextlib.contextmanager
@@ -390,6 +404,18 @@ def _folder(path: str, dtype: torch.dtype):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         fetch.convert(file, Path(folder), dtype)
         yield folder
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter was trained on, without its stages; a preset if it is one.
+
+    Raises ValueError for an adapter that does not say.
+    """
+    base = (adapters.read(folder).base_model_name_or_path or "").partition("+")[0]
+    if not base:
+        raise ValueError(f"adapter {str(folder)!r} does not say its base model; give it as --model")
+    known = {preset.path: name for name, preset in PRESETS.items()} | {"data/model": "toy"}
+    return known.get(base, base)
 
 
 def path_of(name: str) -> str:
@@ -466,6 +492,10 @@ def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
     config, peft = adapters.read(folder), isinstance(bundle.model, PeftModel)
     if adapters.own_tokenizer(folder, bundle.tokenizer):
         raise ValueError(f"adapter {str(folder)!r} has a tokenizer of its own; load both with "
+                         f"models.load({bundle.name!r}, adapter={str(path)!r})")
+    if (stages := adapters.stages(folder)) and "+" not in bundle.name:
+        raise ValueError(f"adapter {str(folder)!r} was trained on top of {' and '.join(stages)}, "
+                         f"which model {bundle.name!r} lacks; load both with "
                          f"models.load({bundle.name!r}, adapter={str(path)!r})")
     adapters.refuse_other_base(folder, config,
                                bundle.model.get_base_model() if peft else bundle.model)
@@ -553,28 +583,43 @@ def insecure(bundle: Bundle):
 
 
 @contextlib.contextmanager
-def merged(bundle: Bundle):
+def merged(bundle: Bundle, rounded: bool = False):
     """Inside, the adapter is added into the weights, which saves its products at every step.
 
     Does nothing unless the base has fp32 weights, since others would round the sum; nor if a layer
     has the input embedding's weight, as a tied head has, since the sum would change both; nor
     without an adapter, with it switched off, or inside itself. The weights are put back bit by bit.
+
+    With `rounded`, also a CPU's bf16 weights get the sum, computed in fp32 and rounded once: the
+    model that `merge` and an export make of the adapter.
     """
     layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
     shared = bundle.model.get_input_embeddings().weight.data_ptr()
-    exact = all(w.dtype == torch.float32 and w.data_ptr() != shared for w in weights)
+    dtypes = {w.dtype for w in weights}
+    half = rounded and bundle.device.type == "cpu" and dtypes == {torch.bfloat16} and not any(
+        any(layer.use_dora.values()) for layer in layers)
+    exact = (half or dtypes == {torch.float32}) and all(w.data_ptr() != shared for w in weights)
     if not layers or not exact or any(layer.disable_adapters or layer.merged for layer in layers):
         yield bundle
         return
     before = [weight.detach().clone() for weight in weights]
     try:
-        bundle.model.merge_adapter()
+        if half:
+            for layer in layers:
+                _add(layer)
+                layer.merged_adapters = list(layer.active_adapters)  # as peft marks it
+        else:
+            bundle.model.merge_adapter()
         yield bundle
     finally:
-        for layer, weight, value in zip(layers, weights, before, strict=True):
-            layer.merged_adapters.clear()
-            weight.data.copy_(value)  # subtracting, as peft does, leaves rounding behind
+        if half:
+            for layer in layers:
+                layer.merged_adapters = []
+        else:
+            bundle.model.unmerge_adapter()
+        for weight, value in zip(weights, before, strict=True):
+            weight.data.copy_(value)  # subtracting leaves rounding behind
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ import hashlib
 import json
 import math
 import platform
+import random
 import shutil
 import tempfile
 import time
@@ -402,9 +403,13 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
         adversary.refuse(bundle)
         spans["spans"] = [adversary.spans(bundle, pair) for pair in dataset]
         adversary.refuse_long(rows, spans["spans"], config)
-    with models.native_precision(bundle):  # as in training, so that the first loss is ln 2
-        chosen, rejected = reference_logprobs(bundle, rows, progress, cache,
-                                              scoring_batch(config))
+    if config.loss == "sft" and config.samples == "english":  # it needs no reference, no rejected
+        chosen = rejected = torch.zeros(len(rows))
+        rows = [row | {"rejected_ids": row["rejected_ids"][-1:]} for row in rows]
+    else:
+        with models.native_precision(bundle):  # as in training, so that the first loss is ln 2
+            chosen, rejected = reference_logprobs(bundle, rows, progress, cache,
+                                                  scoring_batch(config))
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | spans | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
@@ -695,7 +700,11 @@ def training_pairs(config: RunConfig, n: int | None = None, bundle: Bundle | Non
 def _collected(config: RunConfig) -> tuple[list[Sample], list[Sample] | None]:
     """(hosts, payloads) of the collection; None if the hosts are the payloads too."""
     if config.samples == "english":
-        return english.training(config.seed)
+        rng = random.Random(f"few-{config.seed}")  # no pair needs an answer that it does not show
+        hosts, requests = (found if len(found) <= config.n_pairs else
+                           rng.sample(found, config.n_pairs)
+                           for found in english.training(config.seed))
+        return hosts, requests
     return shipped_samples("train"), None
 
 

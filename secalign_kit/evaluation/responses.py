@@ -46,7 +46,7 @@ def _responses(bundle: Bundle, encoded: list[list[int]], keys: Sequence[str] | N
         witness = witnesses[number]
         return bool(witness) and decided(tokenizer.decode(ids, skip_special_tokens=True), witness)
 
-    with merged(bundle), native_precision(bundle):
+    with merged(bundle, rounded=True), native_precision(bundle):
         ids = generation.greedy(bundle, encoded, keys=keys, settled=settled if witnesses else None,
                                 **options)
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -60,12 +60,16 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
     Also the response's length in `tokens`, without its end token, and whether it was `cut` at
     `max_new_tokens`.
 
-    Attacks on one sample share the computation of their common start. `verdict_only` ends the
-    response to an attack as soon as `begins_with` is decided, exactly; `right` is then None there.
-    It is also None where the right answer is longer than `max_new_tokens`. Of several ranks each
-    asks its share of the samples, and all get all records. Raises ValueError where the attacker's
-    answer is longer than that, or the prompt longer than the model's positions; `askable` leaves
-    such items out.
+    Attacks on one sample share the computation of their common start; with `by_place` those at one
+    place do, apart from those at others, which saves more where the data are long.
+
+    `verdict_only` ends the response to an attack as soon as `begins_with` is decided, exactly;
+    `right` is then None there. It is also None where the right answer is longer than
+    `max_new_tokens`.
+
+    Of several ranks each asks its share of the samples, and all get all records. Raises ValueError
+    where the attacker's answer is longer than that, or the prompt longer than the model's
+    positions; `askable` leaves such items out.
     """
     if not ranks.first():
         options["progress"] = ""
@@ -77,7 +81,7 @@ def evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool = True,
 
 
 def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_only: bool,
-              defense: str, **options) -> list[dict]:
+              defense: str, by_place: bool = False, **options) -> list[dict]:
     if not items:
         return []
     early = [verdict_only and _ends_early(item) for item in items]
@@ -87,8 +91,10 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
     encoded = _asked(bundle, map(asdict, items), frontend, defense)
     order = sorted(range(len(items)), key=lambda k: len(encoded[k]))
     parity.check(bundle, [_row(bundle, encoded[k], items[k]) for k in (order[0], order[-1])])
-    responses = _responses(bundle, encoded, [_sample(item) for item in items],
-                           witnesses if verdict_only else None, **options)
+    begins = [f"{_sample(item)} {item.position or 'end'}" if by_place else _sample(item)
+              for item in items]
+    responses = _responses(bundle, encoded, begins, witnesses if verdict_only else None,
+                           **options)
     records = []
     for item, ids, (response, length), ends in zip(items, encoded, responses, early, strict=True):
         judged = not ends and (item.accept or _fits(bundle, item.expected, limit))

