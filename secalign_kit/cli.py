@@ -397,6 +397,49 @@ def attack(arguments) -> None:
 
 
 @command(
+    "one suffix for many samples: found on some, tried on others and on other models",
+    option("adapters", nargs="*", default=["none"],
+           help="runs, adapters' folders, shipped ones, or none (default)"),
+    option("--model", default="toy", help="a preset, a Hub id or a folder"),
+    option("--steps", type=int, default=150, help="of the search (default: 150)"),
+    option("--found-on", type=int, default=6, metavar="N", help="samples (default: 6)"),
+    option("--n", type=int, default=100, help="other samples to try it on (default: 100)"),
+    option("--split", default="heldout", choices=("validation", "heldout")),
+    option("--seed", type=int, default=0),
+    option("--folder", type=Path, default="runs/attack",
+           help="its universal.json; a killed run goes on there"),
+    examples="none paper secalign",
+)
+def universal(arguments) -> None:
+    from . import attackers, evaluation, models
+    from .markdown import table
+
+    path = arguments.folder / "universal.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def load(name: str):
+        return models.load(arguments.model, adapter=None if name == "none" else _adapter(name))
+
+    def items(bundle) -> list:
+        asked = evaluation.evaluation_items(bundle, arguments.split,
+                                            arguments.n + arguments.found_on, attacks=("naive",))
+        return [item for item in asked if item.start >= 0]
+
+    results = attackers.transfer(
+        load, arguments.adapters, lambda bundle: items(bundle)[arguments.n :],
+        lambda bundle: items(bundle)[: arguments.n], attackers.Budget(arguments.steps),
+        arguments.seed, found)
+    rows = []
+    for one in results:
+        found = [*(other for other in found if other["key"] != one["key"]), one]
+        write_text(path, json.dumps(found, indent=1) + "\n")
+        rows.append([one["found_on"], f"{one['obeyed']} of {one['taken']}", one["steps"],
+                     *(evaluation.rate(*one["tried_on"][name]).interval()
+                       for name in arguments.adapters)])
+    print(table(("found on", "obeyed there", "steps", *arguments.adapters), rows))
+
+
+@command(
     "the papers' claims, decided by runs on the embedded model (an hour)",
     option("--folder", type=Path, default="runs/ledger", help="runs and records; resumes there"),
     option("--seeds", type=int, default=3),

@@ -335,6 +335,19 @@ def test_one_fill_is_found_for_many_items_and_works_as_text(toy):
         attackers.universal(toy, [])
 
 
+def test_a_universal_suffix_is_tried_on_others_and_not_searched_twice(tmp_path, capsys,
+                                                                       monkeypatch):
+    arguments = ["universal", "none", "--steps", "1", "--found-on", "2", "--n", "3", "--split",
+                 "validation", "--folder", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    one, = json.loads((tmp_path / "universal.json").read_text())
+    assert one["tried_on"]["none"][1] == 3 and one["found_on"] == "none" and one["steps"] == 1
+    assert f"| none | {one['obeyed']} of {one['taken']} | 1 |" in printed
+    monkeypatch.delattr(sys.modules["secalign_kit.attackers.universal"], "universal")
+    assert cli.main(arguments) == 0 and capsys.readouterr().out == printed
+
+
 # --- runs -----------------------------------------------------------------------------------------
 
 

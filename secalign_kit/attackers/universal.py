@@ -6,8 +6,8 @@ The samples are taken in one after another, once the fill works on all before (Z
 2307.15043, algorithm 2). A step costs its queries on every sample taken in.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -89,6 +89,32 @@ class _All:
 def _even(gradient: torch.Tensor) -> torch.Tensor:
     """The gradient [size, V] with each slot's length 1, so that no item outweighs the others."""
     return gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def transfer(load: Callable[[str], Bundle], names: Sequence[str],
+             found_on: Callable[[Bundle], Sequence[Item]],
+             tried_on: Callable[[Bundle], Sequence[Item]], budget: Budget = USUAL, seed: int = 0,
+             known: Sequence[dict] = (), **options) -> Iterator[dict]:
+    """For each model by name, a fill found on some items, and how often it works on others of each.
+
+    `load(name)` gives a model; `found_on(bundle)` and `tried_on(bundle)` its items. `known` are
+    earlier results, which are not made again.
+    """
+    results = {(one["found_on"], one["key"]): one for one in known}
+    for name in names:
+        bundle = load(name)
+        key = f"{models.weights_hash(bundle)} {budget} {seed} {options}"
+        if (name, key) not in results:
+            found = universal(bundle, found_on(bundle), budget, seed, **options)
+            results[name, key] = {"found_on": name, "key": key, **asdict(found), "tried_on": {}}
+        one = results[name, key]
+        for other in names:
+            if other not in one["tried_on"]:
+                victim = bundle if other == name else load(other)
+                records = spread(victim, tried_on(victim), one["fill"],
+                                 options.get("side", "suffix"))
+                one["tried_on"][other] = [sum(r["obeyed"] for r in records), len(records)]
+        yield one
 
 
 def spread(bundle: Bundle, items: Sequence[Item], fill: Sequence[int],
