@@ -412,7 +412,6 @@ def attack(arguments) -> None:
 )
 def universal(arguments) -> None:
     from . import attackers, evaluation, models
-    from .markdown import table
 
     path = arguments.folder / "universal.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -429,14 +428,13 @@ def universal(arguments) -> None:
         load, arguments.adapters, lambda bundle: items(bundle)[arguments.n :],
         lambda bundle: items(bundle)[: arguments.n], attackers.Budget(arguments.steps),
         arguments.seed, found)
-    rows = []
+    shown = []
     for one in results:
+        shown.append(one | {"tried_on": {name: one["tried_on"][name]
+                                         for name in arguments.adapters}})
         found = [*(other for other in found if other["key"] != one["key"]), one]
         write_text(path, json.dumps(found, indent=1) + "\n")
-        rows.append([one["found_on"], f"{one['obeyed']} of {one['taken']}", one["steps"],
-                     *(evaluation.rate(*one["tried_on"][name]).interval()
-                       for name in arguments.adapters)])
-    print(table(("found on", "obeyed there", "steps", *arguments.adapters), rows))
+    print(attackers.transfer_table(shown))
 
 
 @command(

@@ -402,6 +402,7 @@ def test_success_within_a_budget_is_counted_and_what_was_not_tried_is_not():
 def test_the_document_shows_the_shipped_summaries():
     text = (ROOT / "docs" / "attackers.md").read_text(encoding="utf-8")
     assert attackers.table(attackers.shipped(), (0, 10, 50, 100)) in text
+    assert attackers.transfer_table(attackers.shipped("universal")) in text
     assert all(f"| `{name}` |" in text for name in attackers.ATTACKERS)
     for found in attackers.shipped():
         assert found["n"] >= len(found["successes"]) and found["queries"] >= found["n"]

@@ -23,7 +23,7 @@ from .random_search import random_search
 from .runs import BUDGETS, asr, attack_file, shipped, summary, table
 from .search import Budget, Outcome, Progress, Step, judge
 from .strategies import strategies
-from .universal import Universal, spread, transfer, universal
+from .universal import Universal, spread, transfer, transfer_table, universal
 from .warm_start import along, warm_start
 
 ATTACKERS = {"gcg": gcg, "warm_start": warm_start, "random": random_search,
@@ -36,5 +36,5 @@ __all__ = [
     "ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Reached", "Step", "Universal",
     "WITH_BLANK", "along", "asr", "attack_file", "continuous", "gcg", "judge",
     "random_search", "reach", "search", "shipped", "spread", "strategies", "summary",
-    "table", "transfer", "universal", "warm_start",
+    "table", "transfer", "transfer_table", "universal", "warm_start",
 ]

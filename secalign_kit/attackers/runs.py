@@ -90,9 +90,9 @@ def summary(records: Sequence[Mapping]) -> dict:
             "near": sum(r["near"] for r in records)}
 
 
-def shipped() -> list[dict]:
-    """The summaries that come with the kit, of which docs/attackers.md is made."""
-    return json.loads((DATA / "attackers" / "summary.json").read_text(encoding="utf-8"))
+def shipped(name: str = "summary") -> list[dict]:
+    """What docs/attackers.md is made of: the "summary" of searches, or "universal" ones."""
+    return json.loads((DATA / "attackers" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def asr(found: Mapping, steps: int) -> Rate | None:

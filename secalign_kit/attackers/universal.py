@@ -6,12 +6,12 @@ The samples are taken in one after another, once the fill works on all before (Z
 2307.15043, algorithm 2). A step costs its queries on every sample taken in.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
-from .. import evaluation, models
+from .. import evaluation, markdown, models
 from ..evaluation import Item
 from ..models import Bundle
 from . import blanks
@@ -115,6 +115,16 @@ def transfer(load: Callable[[str], Bundle], names: Sequence[str],
                                  options.get("side", "suffix"))
                 one["tried_on"][other] = [sum(r["obeyed"] for r in records), len(records)]
         yield one
+
+
+def transfer_table(results: Iterable[Mapping]) -> str:
+    """A line for each model that a fill was found on, with its rate of success on every model."""
+    rows, names = [], []
+    for one in results:
+        names = list(one["tried_on"])
+        rows.append([one["found_on"], f"{one['obeyed']} of {one['taken']}", one["steps"],
+                     *(evaluation.rate(*counts).interval() for counts in one["tried_on"].values())])
+    return markdown.table(("found on", "obeyed there", "steps", *names), rows)
 
 
 def spread(bundle: Bundle, items: Sequence[Item], fill: Sequence[int],
