@@ -85,7 +85,7 @@ def _is_row(text: str) -> bool:
     first, _, rest = text.strip().partition("\n")
     try:
         return bool(rest.strip()) and json.loads(first) is not None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -105,7 +105,7 @@ def _whole(text: str):
     """The text as one JSON value, which may take several lines, or None."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -128,7 +128,7 @@ def _listed(path: Path, found: list) -> Rows:
 def _parse(text: str, where: str):
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also a number of thousands of digits
         raise ValueError(f"{where} is not valid JSON ({error}); repair or remove it.") from error
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; repair or remove it.") from None

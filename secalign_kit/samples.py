@@ -169,7 +169,8 @@ def _refuse_columns(columns: Mapping[str, str], rows: list[dict], path: Path) ->
 def _others(values: dict[str, str]) -> tuple[Sample, str]:
     """A sample of somebody else's layout, where no data may be written as a word."""
     values = {name: text.strip() for name, text in values.items()}
-    none = values["data"] if values["data"].lower() in NO_DATA else ""
+    data = values.get("data", "")  # a user may name no column of data
+    none = data if data.lower() in NO_DATA else ""
     return Sample(**values | ({"data": ""} if none else {})), none
 
 
@@ -190,7 +191,7 @@ def _chat(turns, where: str, key: str, role: str, content: str) -> dict[str, str
                          f"{content!r} for each.")
     said: dict[str, str] = {}
     for turn in turns:
-        who = _ROLES.get(turn.get(role))
+        who = _ROLES.get(str(turn.get(role)))
         if who is None or who in said:
             second = "a second turn" if who else "a turn"
             raise ValueError(f"{where}, field {key!r} has {second} of {turn.get(role)!r}; a sample "

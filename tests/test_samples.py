@@ -1,6 +1,7 @@
 """Clean samples come in, go out and come back as the same samples."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -81,6 +82,7 @@ def test_a_user_turn_alone_is_the_instruction(tmp_path):
 @pytest.mark.parametrize("turns, why", [
     ([{"role": "user", "content": "a"}] * 2, "a second turn of 'user'"),
     ([{"role": "tool", "content": "a"}], "a turn of 'tool'"),
+    ([{"role": ["user"], "content": "a"}], "a turn of "),
     ([{"role": "user", "content": None}], "'messages.content' is missing"),
     ([{"role": "assistant", "content": "a"}], "'messages' is empty"),
     ("hello", "no list of turns"),
@@ -113,6 +115,15 @@ def test_columns_are_named_by_the_user(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('question,passage,gold,n\n"Sum.","1\n2",3,x\n', encoding="utf-8")
     assert load_samples(path, COLUMNS) == [Sample("Sum.", "1\n2", "3", "", "rows-00000")]
+
+
+@pytest.mark.parametrize("without", ["data", "answer"])
+def test_columns_of_data_and_answers_need_not_be_named(tmp_path, without):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,passage,gold\nSum.,1,3\n", encoding="utf-8")
+    named = {name: column for name, column in COLUMNS.items() if name != without}
+    asked = Sample("Sum.", "1", "3", "", "rows-00000")
+    assert load_samples(path, named) == [replace(asked, **{without: ""})]
 
 
 @pytest.mark.parametrize("changes, why", [
