@@ -346,6 +346,26 @@ def test_a_universal_suffix_is_tried_on_others_and_not_searched_twice(tmp_path, 
     assert f"| none | {one['obeyed']} of {one['taken']} | 1 |" in printed
     monkeypatch.delattr(sys.modules["secalign_kit.attackers.universal"], "universal")
     assert cli.main(arguments) == 0 and capsys.readouterr().out == printed
+    with pytest.raises(NameError):  # a search on other samples is another search
+        cli.main([*arguments, "--found-on", "3"])
+
+
+def test_a_known_fill_is_tried_anew_on_other_samples_and_on_changed_weights(toy, secured):
+    hosts, budget, models = items(toy, "start"), attackers.Budget(1, 8), {"a": toy, "b": toy}
+
+    def made(known, last=5):
+        return next(attackers.transfer(models.get, ["a", "b"], lambda bundle: hosts[:1],
+                                       lambda bundle: hosts[1:last], budget, known=known, size=6))
+
+    one = made([])
+    before = dict(one["tried_keys"])
+    assert made([one]) is one and one["tried_keys"] == before
+    made([one], last=4)
+    assert one["tried_on"]["a"][1] == one["tried_on"]["b"][1] == 3
+    tried = dict(one["tried_keys"])
+    models["b"] = secured
+    made([one], last=4)
+    assert one["tried_keys"]["a"] == tried["a"] and one["tried_keys"]["b"] != tried["b"]
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ The samples are taken in one after another, once the fill works on all before (Z
 2307.15043, algorithm 2). A step costs its queries on every sample taken in.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -98,23 +100,33 @@ def transfer(load: Callable[[str], Bundle], names: Sequence[str],
     """For each model by name, a fill found on some items, and how often it works on others of each.
 
     `load(name)` gives a model; `found_on(bundle)` and `tried_on(bundle)` its items. `known` are
-    earlier results, which are not made again.
+    earlier results; those of the same weights, items and settings are not made again.
     """
     results = {(one["found_on"], one["key"]): one for one in known}
     for name in names:
         bundle = load(name)
-        key = f"{models.weights_hash(bundle)} {budget} {seed} {options}"
+        items = found_on(bundle)
+        key = _key(bundle, items, asdict(budget), seed, options)
         if (name, key) not in results:
-            found = universal(bundle, found_on(bundle), budget, seed, **options)
-            results[name, key] = {"found_on": name, "key": key, **asdict(found), "tried_on": {}}
+            found = universal(bundle, items, budget, seed, **options)
+            results[name, key] = {"found_on": name, "key": key, **asdict(found), "tried_on": {},
+                                  "tried_keys": {}}
         one = results[name, key]
         for other in names:
-            if other not in one["tried_on"]:
-                victim = bundle if other == name else load(other)
-                records = spread(victim, tried_on(victim), one["fill"],
-                                 options.get("side", "suffix"))
+            victim = bundle if other == name else load(other)
+            others = tried_on(victim)
+            tried = _key(victim, others)
+            if one["tried_keys"].get(other) != tried:
+                records = spread(victim, others, one["fill"], options.get("side", "suffix"))
                 one["tried_on"][other] = [sum(r["obeyed"] for r in records), len(records)]
+                one["tried_keys"][other] = tried
         yield one
+
+
+def _key(bundle: Bundle, items: Sequence[Item], *settings) -> str:
+    """What tells a result of a model on some items from others."""
+    text = json.dumps([models.weights_hash(bundle), *map(asdict, items), *settings])
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def transfer_table(results: Iterable[Mapping]) -> str:
