@@ -81,9 +81,9 @@ class Pace:
         A step multiplies every token with every layer's weights forwards and backwards (4
         operations a weight; frozen weights get no gradient), and response tokens with the head.
         """
-        (first, begin), (last, end) = self.seen[0], self.seen[-1]
-        if last == first:
+        if len(self.seen) < 2:  # or the run was killed when its last step was done
             return {}
+        (first, begin), (last, end) = self.seen[0], self.seen[-1]
         pairs = (last - first) * config.batch_size / len(rows)
         prompts, answers = (sum(len(row[key]) for row in rows for key in keys) for keys in
                             (("prompt_ids",), ("chosen_ids", "rejected_ids")))
@@ -200,8 +200,12 @@ def run_real(folder: str | Path = "runs/real", n: int | None = None, n_pairs: in
     `n` held-out texts' tasks are asked and attacked (None: all 378), `n_pairs` pairs train the
     SecAlign stage (None: the recipe's), and with `base` the model before both stages is measured
     too. The folder gets both adapters, `records_*.jsonl`, `summary.json`, `stages.json`, figures
-    and `report.html`. Raises ValueError if it holds a run with other settings.
+    and `report.html`. Raises ValueError if it holds a run with other settings, and for numbers
+    below 1.
     """
+    for name, number in (("n", n), ("n_pairs", n_pairs)):
+        if number is not None and number < 1:  # before half an hour of training
+            raise ValueError(f"{name} is {number}; give a number above 0")
     folder = Path(folder)
     configs = settings(folder, n_pairs)
     for config in configs.values():

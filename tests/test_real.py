@@ -48,8 +48,16 @@ def test_the_pace_counts_the_tokens_between_the_first_and_the_last_record(monkey
     body = toy.model.num_parameters() - head
     assert found["tokens_per_second"] == 4 * 8 * 9 / 2
     assert found["share"] == round(4 * (9 * body + 3 * head) * 32 / 2 / 1e9, 3)
-    pace.seen = [(4, 12.0)]
-    assert pace.measured(toy, recipe("demo"), rows) == {}
+    for seen in ([(4, 12.0)], []):  # a run that was killed after its last step logs no more
+        pace.seen = seen
+        assert pace.measured(toy, recipe("demo"), rows) == {}
+
+
+@pytest.mark.parametrize("changes", [dict(n=0), dict(n_pairs=0), dict(n_pairs=-1)])
+def test_numbers_with_which_nothing_would_be_asked_or_trained_are_refused(tmp_path, changes):
+    with pytest.raises(ValueError, match="give a number above 0"):
+        real.run_real(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rounded_adapter_is_the_same_in_bf16_and_names_its_base(tmp_path):
