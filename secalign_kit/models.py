@@ -366,10 +366,15 @@ def _weights_dtype(name: str, path: str, four_bit: bool, device: str) -> torch.d
 def merge(model, path: str | Path) -> None:
     """Adds an adapter into the model's weights: the sum in fp32 on the CPU, rounded once.
 
-    So that every device gets the same weights. Raises ValueError for what `with_adapter` refuses.
+    So that every device gets the same weights. Raises ValueError for what `with_adapter` refuses,
+    and for an adapter that is more than the products which are added.
     """
     folder = adapters.find(ADAPTERS.get(str(path), path))
-    adapters.refuse_other_base(folder, adapters.read(folder), model)
+    config = adapters.read(folder)
+    if rest := adapters.unscalable(config):
+        raise ValueError(f"adapter {str(folder)!r} has {rest}, which is not merged at loading; "
+                         "train one without it")
+    adapters.refuse_other_base(folder, config, model)
     peft = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
     adapters.refuse_missing(folder, peft)
     for layer in [m for m in peft.modules() if isinstance(m, LoraLayer)]:
@@ -383,7 +388,8 @@ def _add(layer: LoraLayer) -> None:
     for name in layer.active_adapters:
         low, high = (part[name].weight.data.float().cpu() for part in (layer.lora_A,
                                                                       layer.lora_B))
-        total = weight.data.float().cpu() + layer.scaling[name] * (high @ low)
+        added = (high @ low).T if layer.fan_in_fan_out else high @ low  # GPT-2's lie on their side
+        total = weight.data.float().cpu() + layer.scaling[name] * added
         weight.data.copy_(total)
 
 
