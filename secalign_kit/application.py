@@ -243,4 +243,5 @@ def _row(cells: list[str], column: int) -> str:
 
 
 def as_json(found: dict) -> str:
-    return json.dumps(found, ensure_ascii=False, indent=1)
+    """`side_by_side` as JSON in ASCII, since a terminal might obey what an answer says."""
+    return json.dumps(found, indent=1)

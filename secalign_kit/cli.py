@@ -643,12 +643,12 @@ def _sentence(error: Exception) -> str:
         return f"there is no file {str(error.filename)!r}; check the path"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{str(error.filename)!r} cannot be used: {error.strerror.lower()}"
-    return " ".join(str(error).split())
+    return one_line(" ".join(str(error).split()))  # it may quote a file or a model
 
 
 def _remark(message, *where, **also) -> None:
     """A warning as one line."""
-    print(f"secalign-kit: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"secalign-kit: {one_line(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -176,8 +176,10 @@ def test_ask_reads_a_file_or_the_standard_input_and_writes_json(tmp_path, capsys
     letter.write_text("red, owl.\n", encoding="utf-8")
     asked = ["ask", "secalign", "--instruction", "Count the words.", "--data"]
     assert cli.main([*asked, str(letter), "--attack", "ignore", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    found = json.loads(printed)
     assert found["answers"]["secure"] == "2" and found["data"].startswith("red, owl. ")
+    assert application.as_json({"answer": "\u009b31m"}).isascii() and printed.isascii()
     with letter.open("rb") as stream:
         monkeypatch.setattr(sys, "stdin", type("Input", (), {"buffer": stream}))
         assert cli.main([*asked, "-"]) == 0

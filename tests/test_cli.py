@@ -201,6 +201,14 @@ def test_saved_pairs_are_trained_on_and_the_run_is_evaluated(tmp_path, capsys):
     assert "asr naive" in capsys.readouterr().out
 
 
+def test_a_hostile_text_in_a_message_is_made_visible(tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a\u009b31mb,c\nx,y\n", encoding="utf-8")
+    assert cli.main(["pairs", str(rows), str(tmp_path / "pairs"), "--columns",
+                     "instruction=q"]) == 2
+    assert "a[U+009B]31mb, c" in capsys.readouterr().err
+
+
 def test_evaluate_prints_rates_with_n_and_writes_records(tmp_path, capsys):
     records = tmp_path / "records.jsonl"
     assert cli.main(["evaluate", "secalign", "--n", "3", "--records", str(records)]) == 0
