@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from test_prompts import CHAT_FORMATS, hostile
 from tokenizers import AddedToken, normalizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from secalign_kit import application, cli, export, models, prompts
 from secalign_kit.chat_format import chat_format
@@ -239,6 +240,38 @@ def test_an_exported_adapter_carries_its_strength(tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(base)
     assert torch.allclose(logits(PeftModel.from_pretrained(plain, tmp_path / "half").eval()),
                           wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("options, rest", [
+    (dict(use_dora=True), "DoRA's magnitudes"),
+    (dict(modules_to_save=["lm_head"]), "modules_to_save"),
+])
+def test_a_stage_that_is_more_than_its_products_is_not_merged(tmp_path, options, rest):
+    base = kinds.folder_of(tmp_path / "base", kinds.llama3(kinds.INPUT_ROLE))
+    path = adapter_of(base, tmp_path / "adapter", **options)
+    with pytest.raises(ValueError, match=f"{rest}, which is not merged at loading"):
+        models.load(f"{base}+{path}", four_bit=False)
+
+
+def test_a_stage_of_gpt2_is_added_as_its_weights_lie():
+    torch.manual_seed(0)
+    plain = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1,
+                                       n_head=2))
+    config = LoraConfig(r=2, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True,
+                        init_lora_weights=False)
+    model = get_peft_model(plain, config)
+    wanted = logits(model.eval())
+    for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
+        models._add(layer)
+    assert torch.allclose(logits(model.unload()), wanted, atol=1e-5)
+
+
+def test_an_export_has_no_penalty_that_nothing_was_measured_with(toy):
+    toy.model.generation_config.repetition_penalty = 1.1
+    try:
+        assert "repetition_penalty" not in weights.generation(toy).to_diff_dict()
+    finally:
+        toy.model.generation_config.repetition_penalty = None
 
 
 # --- the folder -----------------------------------------------------------------------------------

@@ -105,13 +105,18 @@ def save_merged(bundle: Bundle, folder: Path, dtype: str) -> None:
 
 
 def generation(bundle: Bundle):
-    """The base's settings for generation, ending where the kit's responses end."""
+    """The base's settings for generation, ending where the kit's responses end.
+
+    Without a penalty for repetition, which some models have, and which nothing here was measured
+    with.
+    """
     settings = copy.deepcopy(base_of(bundle.model).generation_config)
     end = bundle.tokenizer.convert_tokens_to_ids(bundle.format.end)
     before = settings.eos_token_id
     ends = before if isinstance(before, list) else [before] if before is not None else []
     settings.eos_token_id = [end, *(i for i in ends if i != end)] if set(ends) - {end} else end
     settings.pad_token_id = bundle.tokenizer.pad_token_id
+    settings.repetition_penalty = None
     return settings
 
 
