@@ -535,6 +535,12 @@ def starting_adapter(config: RunConfig) -> Path:
         if found != wanted:
             raise ValueError(f"the adapter {config.start!r} to start with has {name} {found} and "
                              f"the run {wanted}; set {name} as the adapter has it")
+    other = adapters.unscalable(stored) or next(
+        (name for name in ("use_rslora", "rank_pattern", "alpha_pattern") if getattr(stored, name)),
+        "")
+    if other:  # its weights would mean something else in the run's adapter
+        raise ValueError(f"the adapter {config.start!r} to start with has {other}, which the run's "
+                         "adapter has not; start with another")
     return folder
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
@@ -294,6 +296,22 @@ def test_a_run_does_not_start_from_an_adapter_of_another_shape(tiny_config, chan
     with pytest.raises(ValueError, match=f"set {next(iter(change))} as the adapter has it"):
         training.train(config, training.training_pairs(config), training.training_pairs(config))
     assert not training.Path(config.output).exists()
+
+
+@pytest.mark.parametrize(("settings", "rest"), [
+    ({"use_rslora": True}, "use_rslora"), ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
+    ({"use_dora": True}, "DoRA's magnitudes"),
+])
+def test_a_run_does_not_start_from_weights_that_would_mean_something_else(tmp_path, settings, rest):
+    folder = tmp_path / "adapter"
+    shutil.copytree(models.ADAPTERS["paper"], folder)
+    described = json.loads((folder / "adapter_config.json").read_text())
+    config = RunConfig(lora_r=16, lora_alpha=16, start=str(folder),
+                       lora_targets=tuple(described["target_modules"]))
+    assert training.starting_adapter(config) == folder
+    (folder / "adapter_config.json").write_text(json.dumps(described | settings))
+    with pytest.raises(ValueError, match=f"has {rest}, which the run's adapter has not"):
+        training.starting_adapter(config)
 
 
 @pytest.mark.parametrize(("changes", "said"), [
