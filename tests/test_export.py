@@ -344,6 +344,8 @@ def test_the_card_has_numbers_base_licence_recipe_seed_and_limits(written):
 def test_licences_are_read_from_cards_or_said_to_be_unknown(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
     assert export.licence(str(tmp_path)) == "mit"
+    (tmp_path / "README.md").write_text("---\ntags: [a: b: c\nlicense: 'llama3.1'\n---\n# Odd\n")
+    assert export.licence(str(tmp_path)) == "llama3.1"
     assert export.licence("smollm2-135m") == "Apache-2.0"
     assert "unknown" in export.licence("nobody/nothing")
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import yaml
 from huggingface_hub import try_to_load_from_cache
 
 from .. import markdown
@@ -41,10 +40,11 @@ def licence(model: str) -> str:
         file = Path(cached) if isinstance(cached, str) else file
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     front = re.match(r"---\n(.*?)\n---\n", text, re.S)
-    stated = yaml.safe_load(front[1]).get("license") if front else None
+    stated = re.search(r"^license: *['\"]?([\w.+-]+)", front[1], re.M) if front else None
     plainly = re.search(r"^Licen[cs]e: (.+?)\.?$", text, re.M)
-    return stated or (plainly[1] if plainly else LICENCES.get(
-        plain, "unknown: its card is not at hand, ask its publisher"))
+    said = stated or plainly
+    return said[1] if said else LICENCES.get(
+        plain, "unknown: its card is not at hand, ask its publisher")
 
 
 def table(source: Source, summary: dict | None) -> str:
