@@ -13,8 +13,8 @@ gradients. So one searches here, in every step, for a share of the injected pair
 
 each coordinate on its own, in units of the embedding table's root mean square. The reference
 log-probs stay those of the pair without an attacker. The idea is continuous adversarial training
-(Xhonneux et al., arXiv 2405.15589): embeddings move faster than tokens can be exchanged, and what
-holds against them holds against tokens too (arXiv 2604.12817).
+(Xhonneux et al., arXiv 2405.15589); why it helps against attackers who exchange tokens: arXiv
+2604.12817.
 
 A move needs no gradient of the weights and nothing anew before its first free token: the prompt is
 read up to there once, and every move runs only the rest of it and the rejected answer. What is
@@ -23,7 +23,8 @@ had not been, and ranks draw what one process would.
 
 Limits: embeddings between tokens are no text, so this attacker is stronger than a real one in one
 way, and weaker in another, since it takes a few steps only. For models whose prompts can be read
-once (`shared_prefix.sharing`); the weights must lie on one device as a whole.
+once (`shared_prefix.sharing`); the weights must lie on one device as a whole. In batches of one
+pair, every epoch draws the same.
 """
 
 import random

@@ -619,13 +619,9 @@ def merged(bundle: Bundle, rounded: bool = False):
             bundle.model.merge_adapter()
         yield bundle
     finally:
-        if half:
-            for layer in layers:
-                layer.merged_adapters = []
-        else:
-            bundle.model.unmerge_adapter()
-        for weight, value in zip(weights, before, strict=True):
-            weight.data.copy_(value)  # subtracting leaves rounding behind
+        for layer, weight, value in zip(layers, weights, before, strict=True):
+            layer.merged_adapters.clear()
+            weight.data.copy_(value)  # subtracting, as peft does, leaves rounding behind
 
 
 @contextlib.contextmanager
