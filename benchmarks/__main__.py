@@ -1,7 +1,9 @@
-"""`python -m benchmarks [startup pretraining scoring asr dpo loop pairs gcg]`: tables and JSON.
+"""`python -m benchmarks [startup pretraining scoring asr dpo loop pairs gcg english]`: tables
+and JSON.
 
-They go to `runs/bench`. `pairs`, which takes as long as all others together, and `gcg`, which needs
-nanoGCG, are left out unless they are named.
+They go to `runs/bench`. `pairs`, which takes as long as all others together, `gcg`, which needs
+nanoGCG, and `english`, which needs a run of `secalign-kit real`, are left out unless they are
+named.
 """
 
 import argparse
@@ -12,12 +14,12 @@ from pathlib import Path
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 warnings.filterwarnings("ignore")
 
-from . import asr, dpo, gcg, loop, measuring, pretraining, scoring, startup  # noqa: E402
+from . import asr, dpo, english, gcg, loop, measuring, pretraining, scoring, startup  # noqa: E402
 
 PARTS = {"startup": startup.startup, "pretraining": pretraining.pretraining,
          "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo, "loop": loop.loop,
-         "pairs": dpo.by_pairs, "gcg": gcg.gcg}
-USUAL = [name for name in PARTS if name not in ("pairs", "gcg")]
+         "pairs": dpo.by_pairs, "gcg": gcg.gcg, "english": english.english}
+USUAL = [name for name in PARTS if name not in ("pairs", "gcg", "english")]
 
 
 def main() -> None:

@@ -142,8 +142,8 @@ def train(name: str, config: RunConfig, target: Path, stages: Stages) -> None:
     with stages.timed(f"{name}: training") as known:
         run = training.train(config, dataset, training.probe_pairs(config, "validation", PROBES),
                              bundle, on_record=pace)
-        known |= pace.measured(bundle, config,
-                               logprobs.encode_pairs(bundle, dataset, config.max_length))
+        rows = logprobs.encode_pairs(bundle, dataset, config.max_length)
+        known |= pace.measured(bundle, config, training.read_in_steps(config, rows))
     if "share" in known:
         print(f"{known['tokens_per_second']:,} tokens a second, {known['share']:.0%} of the "
               "machine's own rate of matrix products")

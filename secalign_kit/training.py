@@ -403,9 +403,9 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
         adversary.refuse(bundle)
         spans["spans"] = [adversary.spans(bundle, pair) for pair in dataset]
         adversary.refuse_long(rows, spans["spans"], config)
-    if config.loss == "sft" and config.samples == "english":  # it needs no reference, no rejected
+    rows = read_in_steps(config, rows)
+    if supervises(config):
         chosen = rejected = torch.zeros(len(rows))
-        rows = [row | {"rejected_ids": row["rejected_ids"][-1:]} for row in rows]
     else:
         with models.native_precision(bundle):  # as in training, so that the first loss is ln 2
             chosen, rejected = reference_logprobs(bundle, rows, progress, cache,
@@ -413,6 +413,21 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | spans | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
+
+
+def supervises(config: RunConfig) -> bool:
+    """Whether neither the reference nor the rejected answers are computed, which cost a third.
+
+    Those of the embedded model are, for its figures.
+    """
+    return config.loss == "sft" and config.samples == "english"
+
+
+def read_in_steps(config: RunConfig, rows: Sequence[dict]) -> list[dict]:
+    """The encoded pairs as steps read them: if supervised, one token stands for the rejected."""
+    if not supervises(config):
+        return list(rows)
+    return [row | {"rejected_ids": row["rejected_ids"][-1:]} for row in rows]
 
 
 def scoring_batch(config: RunConfig) -> int:

@@ -7,7 +7,9 @@ from secalign_kit import (
     evaluation,
     generation,
     injections,
+    logprobs,
     models,
+    pairs,
     prompts,
     samples,
     shared_prefix,
@@ -113,3 +115,37 @@ def test_own_answers_that_do_not_end_are_emptied(toy):
 def test_a_prompt_beyond_the_models_positions_is_refused(toy):
     with pytest.raises(ValueError, match="prompt 1 takes 1,030 tokens .* 1,024 positions"):
         generation.greedy(toy, [[5], [5] * 1000], max_new_tokens=30)
+
+
+def test_own_answers_are_kept_and_a_killed_call_goes_on(toy, secured, tmp_path, monkeypatch):
+    texts, cache = samples.shipped_samples("validation")[:5], tmp_path / "own.jsonl"
+    monkeypatch.setattr(generation, "ANSWERS", 2)
+    wanted = generation.own_answers(toy, texts, cache=cache)
+    lines = cache.read_text().splitlines(keepends=True)
+    assert len(lines) == 5 and wanted == generation.own_answers(toy, texts)
+    cache.write_text("".join(lines[:3]) + lines[3][:7])  # as a kill leaves it
+    asked = []
+    greedy = generation.greedy
+    monkeypatch.setattr(generation, "greedy", lambda bundle, prompts, *rest: asked.extend(
+        prompts) or greedy(bundle, prompts, *rest))
+    assert generation.own_answers(toy, texts, cache=cache) == wanted and len(asked) == 2
+    assert generation.own_answers(toy, texts, cache=cache) == wanted and len(asked) == 2
+    assert sorted(cache.read_text().splitlines(keepends=True)) == sorted(lines)
+    generation.own_answers(secured, texts, cache=cache)  # other weights
+    assert len(asked) == 7
+
+
+def test_a_cut_answer_that_is_kept_is_marked_and_gets_no_end_token(toy):
+    texts = samples.shipped_samples("validation")[:8]
+    kept = generation.own_answers(toy, texts, max_new_tokens=3, keep_cut=True)
+    emptied = generation.own_answers(toy, texts, max_new_tokens=3)
+    assert {s.cut for s in kept} == {True, False}
+    for one, other in zip(kept, emptied, strict=True):
+        assert one.answer and (other.answer == "") == one.cut and not other.cut
+    rows = logprobs.encode_pairs(toy, pairs.pairs_dataset(kept, seed=0, n=8), 256)
+    cut = {s.answer for s in kept if s.cut}
+    end = toy.tokenizer.convert_tokens_to_ids(toy.format.end)
+    ends = [ids[-1] == end for row in rows for ids in (row["chosen_ids"], row["rejected_ids"])]
+    texts = [message[0]["content"] for pair in pairs.pairs_dataset(kept, seed=0, n=8)
+             for message in (pair["chosen"], pair["rejected"])]
+    assert ends == [text not in cut for text in texts] and {*ends} == {True, False}
