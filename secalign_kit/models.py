@@ -298,6 +298,7 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     if not (adapter or Path(name).exists()) and name.replace("-", "_") in ADAPTERS:
         adapter = ADAPTERS[name.replace("-", "_")]
         name = base_of(adapters.find(adapter))
+        four_bit = four_bit and "+" not in name
     plain, *stages = [name] if Path(name).exists() else name.split("+")
     if stages and four_bit:
         raise ValueError(f"model {name!r}: nothing is merged into 4-bit weights; say four_bit "
@@ -413,15 +414,15 @@ def _folder(path: str, dtype: torch.dtype):
 
 
 def base_of(folder: Path) -> str:
-    """The model that an adapter was trained on, without its stages; a preset if it is one.
+    """The model that an adapter was trained on, a preset if it is one, with the stages below it.
 
     Raises ValueError for an adapter that does not say.
     """
-    base = (adapters.read(folder).base_model_name_or_path or "").partition("+")[0]
+    base, *stages = (adapters.read(folder).base_model_name_or_path or "").split("+")
     if not base:
         raise ValueError(f"adapter {str(folder)!r} does not say its base model; give it as --model")
     known = {preset.path: name for name, preset in PRESETS.items()} | {"data/model": "toy"}
-    return known.get(base, base)
+    return "+".join([known.get(base, base), *stages])
 
 
 def path_of(name: str) -> str:

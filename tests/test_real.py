@@ -11,6 +11,7 @@ from secalign_kit import (
     cli,
     english,
     evaluation,
+    export,
     fetch,
     models,
     pairs,
@@ -83,6 +84,7 @@ def test_a_rounded_adapter_is_the_same_in_bf16_and_names_its_base(tmp_path):
 def test_an_adapter_with_a_stage_gets_it_or_is_refused(tmp_path):
     shipped = models.ADAPTERS["paper"]
     real.round_adapter(models.ADAPTERS["secalign"], tmp_path / "half", f"data/model+{shipped}")
+    assert models.base_of(tmp_path / "half") == f"toy+{shipped}"
     bundle = models.load("toy", adapter=tmp_path / "half")
     assert bundle.name == f"toy+{shipped}" and not bundle.four_bit
     with models.insecure(bundle):
@@ -90,6 +92,8 @@ def test_an_adapter_with_a_stage_gets_it_or_is_refused(tmp_path):
         name = "model.layers.0.self_attn.q_proj"
         assert torch.equal(bundle.model.get_base_model().get_submodule(name).base_layer.weight,
                            merged.model.get_submodule(name).weight)
+    with pytest.raises(ValueError, match="no server loads as a base"):
+        export.export(str(tmp_path / "half"), tmp_path / "out", kind="adapter", model="toy")
     with pytest.raises(ValueError, match="trained on top of .*paper, which model 'toy' lacks"):
         models.with_adapter(models.load("toy", four_bit=False), tmp_path / "half")
 

@@ -95,7 +95,8 @@ def _refuse_uncarried(source: Source, name: str, kind: str) -> None:
     if source.adapter is None:
         raise ValueError(f"{str(name)!r} has no adapter, so there is nothing to export; give a run "
                          f"or one of {', '.join(models.ADAPTERS)}")
-    if kind == "adapter" and ("+" in source.model or source.model.endswith(".gguf")):
+    staged = "+" in source.model or adapters.stages(source.adapter)
+    if kind == "adapter" and (staged or source.model.endswith(".gguf")):
         raise ValueError(f"{str(name)!r} stands on {source.model}, which no server loads as a base "
                          "model; use --merged")
     files = {path.name for path in source.adapter.glob("*.safetensors")} - CARRIED
