@@ -115,7 +115,7 @@ def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
     """
     samples = list(samples)
     asked = [encode(bundle.tokenizer, bundle.format, s.instruction, s.data).ids for s in samples]
-    with insecure(bundle), _precision(bundle):
+    with insecure(bundle), precision(bundle):
         about = [bundle.format.name, max_new_tokens, weights_hash(bundle) if cache else ""]
         keys = [blake2b(json.dumps([about, ids]).encode(), digest_size=12).hexdigest()
                 for ids in asked]
@@ -139,8 +139,8 @@ def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
             for sample, (text, cut) in zip(samples, found, strict=True)]
 
 
-def _precision(bundle: Bundle):
-    """A model in bf16 answers as it is evaluated."""
+def precision(bundle: Bundle):
+    """The context in which a model in bf16 is asked: as in its evaluation."""
     half = bundle.model.dtype == torch.bfloat16
     return native_precision(bundle) if half else contextlib.nullcontext()
 

@@ -97,9 +97,10 @@ def check(bundle: Bundle, rows: Sequence[dict]) -> None:
     longest = max(map(_length, rows), default=0)
     if bundle.name == "toy" or longest <= _CHECKED.get(layers, 0):
         return
-    if not (found := parity(bundle, rows)).holds():
-        shared_prefix.separate(bundle.model, f"shared prefixes give {found}")
-        if not (apart := parity(bundle, rows)).holds(shared_prefix.SURELY):
-            raise ValueError(f"model {bundle.name!r} cannot be measured: {apart}; choose another "
-                             "model")
+    with generation.precision(bundle):  # outside, attention in bf16 rounds more than allowed
+        if not (found := parity(bundle, rows)).holds():
+            shared_prefix.separate(bundle.model, f"shared prefixes give {found}")
+            if not (apart := parity(bundle, rows)).holds(shared_prefix.SURELY):
+                raise ValueError(f"model {bundle.name!r} cannot be measured: {apart}; choose "
+                                 "another model")
     _CHECKED[layers] = longest  # a refused model is asked, and refused, again

@@ -1,9 +1,10 @@
 """The check before every run finds what is wrong, falls back or refuses, and says both numbers."""
 
 import pytest
+import torch
 from test_shared_prefix import APART, EXACT, some_pairs, tiny
 
-from secalign_kit import parity, shared_prefix
+from secalign_kit import models, parity, shared_prefix
 from secalign_kit.shared_prefix import Sharing
 
 ROWS = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True))
@@ -53,3 +54,14 @@ def test_a_model_is_asked_once_for_rows_of_a_length_and_the_embedded_one_never(t
     for rows in (ROWS[1:], ROWS[1:2], ROWS, ROWS, []):
         parity.check(bundle, rows)
     assert asked == [2, 3]
+
+
+def test_a_model_in_bf16_is_checked_in_the_precision_in_which_it_is_asked(toy, monkeypatch):
+    bundle, seen = tiny(*EXACT["learned positions"], toy), []
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)
+    monkeypatch.setattr(parity, "parity", lambda b, rows: seen.append(
+        torch.is_autocast_enabled("cpu")) or parity.Parity((0.0,), (0.0,), (1,), 0.0, 1e-3))
+    parity.check(bundle, ROWS[1:])
+    bundle.model.bfloat16()
+    parity.check(bundle, ROWS)
+    assert seen == [False, True]
