@@ -22,7 +22,7 @@ demo: export HF_HUB_OFFLINE = 1
 demo: $(STAMP)
 	@$(BIN)/secalign-kit demo
 
-# make real: the main job on a real model (25 minutes on two cores, after a download of 90 MB)
+# make real: the main job on a real model (half an hour on two cores, after a download of 93 MB)
 real: export HF_HUB_OFFLINE = 1
 real: $(STAMP)
 	@$(BIN)/python -c 'import gguf' 2>/dev/null || \

@@ -132,10 +132,10 @@ def shape_of(name: str) -> Shape:
         raise _absent(name, "configuration", error) from None
 
 
-EMBEDDED = ("secalign", "paper", "secalign_random")
+EMBEDDED = ("secalign", "paper", "secalign_random", "secalign_adaptive")
 ADAPTERS = {name: DATA / "adapters" / name
             for name in (*EMBEDDED, "smollm2_undefended", "smollm2_secalign")}
-"""The shipped adapters: three of the embedded model and two of a real one."""
+"""The shipped adapters: four of the embedded model and two of a real one."""
 
 PIECE = 2**26  # bytes that are copied from a device at once
 

@@ -25,7 +25,7 @@ def test_saved_pairs_are_named_and_nothing_is_said_of_how_they_were_made(tmp_pat
 
 def test_every_shipped_recipe_is_valid():
     assert recipes() == ["demo", "english", "english_undefended", "paper", "secalign",
-                         "secalign_random", "struq"]
+                         "secalign_adaptive", "secalign_random", "struq"]
     real = [name for name in recipes() if recipe(name).model != "toy"]
     assert real == ["english", "english_undefended"] and not any(recipe(n).four_bit for n in real)
     assert recipe("english").model == f"smollm2-135m+{recipe('english_undefended').output}"
