@@ -126,6 +126,11 @@ class Stages:
             print(f"{name}: {known['seconds']:.0f} s", flush=True)
 
     @property
+    def done(self) -> dict:
+        """The stages that have ended; the one that asks has not."""
+        return {name: stage for name, stage in self.found.items() if "seconds" in stage}
+
+    @property
     def seconds(self) -> float:
         return sum(stage.get("seconds", 0) for stage in self.found.values())
 
@@ -259,7 +264,7 @@ def write(folder: Path, config: RunConfig, bundle: Bundle, records: Mapping[str,
         page, pictures, examples, asdict(config), NOTES))
     summary = demo.plain({
         **found, "logprob": page["logprob"], "logprob_pairs": len(shift), "diagram": said,
-        "model": MODEL, "stages": stages.found, "seconds": round(stages.seconds, 1),
+        "model": MODEL, "stages": stages.done, "seconds": round(stages.seconds, 1),
         "versions": training.versions()})
     training.write_json(folder / "summary.json", summary)
     return summary
