@@ -70,7 +70,7 @@ app: $(STAMP)
 site: $(STAMP)
 	$(BIN)/python notebooks/pages.py build/site
 
-# make adapters: the shipped adapters, made anew (half an hour on two cores)
+# make adapters: the shipped adapters, made anew (an hour and a half on two cores, SmolLM2's included)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
 
