@@ -10,8 +10,9 @@ Limits: a check tries a few inputs, so a wrong solution may pass; it does not st
 """
 
 import functools
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -446,6 +447,25 @@ def check_judge(function: Callable[[str, str], bool]) -> Verdict:
             said = "yes" if verdict else "no"
             raise _Mistake(f"Not yet: the judge says {said} to {response!r}{about}. {sentence}")
     return "The judge agrees with evaluation.obeyed on every probe."
+
+
+# --- 12: tokens that survive as text -------------------------------------------------------------
+
+
+@_verdict
+def check_survives(function: Callable[[Sequence[int]], bool], bundle: Bundle) -> Verdict:
+    """Whether `function(row)` says if a row of token ids comes back from its text as it was."""
+    tokenizer, rng = bundle.tokenizer, random.Random(1)
+    for number in range(60):
+        row = tuple(rng.sample(range(100, len(tokenizer)), k=1 + number % 6))
+        text = tokenizer.decode(row)
+        back = tokenizer(text, add_special_tokens=False)["input_ids"]
+        said = _call(function, row)
+        if bool(said) != (back == list(row)):
+            read = f"the tokens {list(row)} are the text {_shown(text)}, which is read as {back}"
+            hint = "" if back != list(row) else " A tuple never equals a list."
+            raise _Mistake(f"Not yet: {read}, and your function says {bool(said)}.{hint}")
+    return "Rows of one to six tokens are told apart as the tokenizer does."
 
 
 # --- What all checks share -----------------------------------------------------------------------

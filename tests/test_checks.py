@@ -88,7 +88,8 @@ def test_the_folded_solution_passes_where_the_stub_does_not(given, stub, solutio
 
 
 def test_every_exercise_has_a_folded_solution():
-    assert len(list(folded_solutions())) == len(FUNCTION_CHECKS) + 2  # and two texts to be written
+    others = 3  # two texts, and a function that is checked with a model
+    assert len(list(folded_solutions())) == len(FUNCTION_CHECKS) + others
 
 
 # --- 02 ------------------------------------------------------------------------------------------
@@ -378,3 +379,16 @@ def test_a_right_judge_passes(function):
 @pytest.mark.parametrize(("response", "witness", "success", "_"), checks._JUDGEMENTS)
 def test_the_probes_agree_with_the_evaluation(response, witness, success, _):
     assert evaluation.obeyed(response, witness) is success
+
+
+# --- 12 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    (lambda row: True, "says True"),
+    (lambda row: False, "A tuple never equals a list"),
+    (lambda row: None, "Not solved yet"),
+])
+def test_a_wrong_filter_of_tokens_is_told_why(toy, function, said):
+    verdict = checks.check_survives(function, toy)
+    assert not verdict.passed and said in verdict.message
