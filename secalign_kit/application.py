@@ -49,6 +49,8 @@ def find(name: str, model: str | None = None) -> Source:
     Raises ValueError for a run without an adapter, an adapter whose base is not known here, and a
     run of another model than `model`.
     """
+    if not Path(name).exists() and name.replace("-", "_") in models.ADAPTERS:
+        name = name.replace("-", "_")
     path = Path(name)
     inside = path.name == "adapter" and (path.parent / "config.yaml").is_file()
     run = path.parent if inside else path

@@ -186,3 +186,8 @@ def test_ask_reads_a_file_or_the_standard_input_and_writes_json(tmp_path, capsys
     assert "insecure" in capsys.readouterr().out
     letter.write_bytes(b"\xff\xfe\xff")
     assert cli.main([*asked, str(letter)]) == 2 and "not UTF-8" in capsys.readouterr().err
+
+
+def test_a_shipped_adapter_is_found_with_hyphens_too():
+    assert find("smollm2-secalign") == find("smollm2_secalign")
+    assert find("smollm2-secalign").adapter == models.ADAPTERS["smollm2_secalign"]
