@@ -37,3 +37,23 @@ def tiny_config(tmp_path):
         model="toy", four_bit=True, n_pairs=24, batch_size=8, epochs=1, max_length=256,
         lora_r=4, lora_alpha=4, lora_dropout=0.0, learning_rate=1e-3, output=str(tmp_path / "run"),
     )
+
+
+@pytest.fixture
+def train_killed():
+    """`train_killed(config, pairs, probe)`: a run that dies after its third step and goes on."""
+    from secalign_kit import training
+
+    class Killed(Exception):
+        pass
+
+    def kill(record):
+        if record["step"] == 3:
+            raise Killed
+
+    def train(config, pairs, probe):
+        with pytest.raises(Killed):
+            training.train(config, pairs, probe, on_record=kill)
+        return training.train(config, pairs, probe)
+
+    return train

@@ -176,23 +176,14 @@ def test_drawn_tokens_are_printable_and_ordinary(toy):
     assert not set(words) & set(toy.tokenizer.added_tokens_decoder)
 
 
-def test_a_run_logs_what_the_moves_do_and_ends_as_a_killed_one(config, tmp_path):
+def test_a_run_logs_what_the_moves_do_and_ends_as_a_killed_one(config, tmp_path, train_killed):
     config = config.replace(n_pairs=32, save_steps=2, accumulation=1)
     pairs, probe = training.training_pairs(config), training.probe_pairs(config, "validation", 8)
     whole = training.train(config.replace(output=str(tmp_path / "whole")), pairs, probe)
     assert all({*training.ATTACKED} <= r.keys() for r in whole.metrics[1:])
     assert whole.metrics[1]["loss"] != pytest.approx(0.6931, abs=1e-3)  # the reference is unmoved
 
-    class Killed(Exception):
-        pass
-
-    def kill(record):
-        if record["step"] == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        training.train(config, pairs, probe, on_record=kill)
-    resumed = training.train(config, pairs, probe)
+    resumed = train_killed(config, pairs, probe)
     weights = [load_file(run.folder / "adapter" / "adapter_model.safetensors")
                for run in (whole, resumed)]
     assert weights[0].keys() == weights[1].keys()

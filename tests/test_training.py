@@ -43,22 +43,14 @@ def test_a_run_leaves_adapter_log_pairs_and_config(tiny_config):
                                logprobs.score_pairs(run.bundle, rows)[0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_killed_run_goes_on_and_ends_where_an_unbroken_one_ends(tiny_config, tmp_path):
+def test_a_killed_run_goes_on_and_ends_where_an_unbroken_one_ends(tiny_config, tmp_path,
+                                                                     train_killed):
     config = dataclasses.replace(tiny_config, n_pairs=32, save_steps=2)
     pairs, probe = training.training_pairs(config), training.probe_pairs(config, "validation", 8)
     whole = training.train(dataclasses.replace(config, output=str(tmp_path / "whole")), pairs,
                            probe)
 
-    class Killed(Exception):
-        pass
-
-    def kill(record):
-        if record["step"] == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        training.train(config, pairs, probe, on_record=kill)
-    resumed = training.train(config, pairs, probe)
+    resumed = train_killed(config, pairs, probe)
     assert [r["step"] for r in resumed.metrics] == [r["step"] for r in whole.metrics]
     assert resumed.metrics[-1]["loss"] == pytest.approx(whole.metrics[-1]["loss"], rel=1e-3)
 
