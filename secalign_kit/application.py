@@ -49,8 +49,7 @@ def find(name: str, model: str | None = None) -> Source:
     Raises ValueError for a run without an adapter, an adapter whose base is not known here, and a
     run of another model than `model`.
     """
-    if not Path(name).exists() and name.replace("-", "_") in models.ADAPTERS:
-        name = name.replace("-", "_")
+    name = models.shipped(name) or name
     path = Path(name)
     inside = path.name == "adapter" and (path.parent / "config.yaml").is_file()
     run = path.parent if inside else path
@@ -59,7 +58,7 @@ def find(name: str, model: str | None = None) -> Source:
         return Source(name, _same(name, config, model), adapters.find(run), run, config)
     if name in models.ADAPTERS or (path / adapters.WEIGHTS).is_file() or (
             path / "adapter" / adapters.WEIGHTS).is_file():
-        folder = adapters.find(models.ADAPTERS.get(name, path))
+        folder = models.adapter_folder(name)
         if name in models.ADAPTERS and name in recipes():
             config = recipe(name)
             return Source(name, _same(name, config, model), folder, config=config)

@@ -13,7 +13,6 @@ import contextlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from . import memory, shared_prefix
 from .models import Bundle, insecure, native_precision, refuse_beyond, weights_hash
 from .progress import bar as progress_bar
 from .prompts import encode
-from .samples import Sample, write_text
+from .samples import Sample, fingerprint, write_text
 
 MAX_NEW_TOKENS = 48  # the embedded model's answers are shorter
 ANSWERS = 256  # own answers between two writes of their cache
@@ -117,8 +116,7 @@ def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
     asked = [encode(bundle.tokenizer, bundle.format, s.instruction, s.data).ids for s in samples]
     with insecure(bundle), precision(bundle):
         about = [bundle.format.name, max_new_tokens, weights_hash(bundle) if cache else ""]
-        keys = [blake2b(json.dumps([about, ids]).encode(), digest_size=12).hexdigest()
-                for ids in asked]
+        keys = [fingerprint(json.dumps([about, ids])) for ids in asked]
         known = _read_answers(cache)
         open_ = [k for k in sorted(range(len(keys)), key=lambda k: len(asked[k]))
                  if keys[k] not in known]
@@ -127,11 +125,10 @@ def own_answers(bundle: Bundle, samples: Iterable[Sample], progress: str = "",
         for part in (open_[at : at + size] for at in range(0, len(open_), size or 1)):
             answers = greedy(bundle, [asked[k] for k in part], max_new_tokens)
             texts = bundle.tokenizer.batch_decode(answers, skip_special_tokens=True)
-            fresh = {keys[k]: (text.strip(), len(ids) == max_new_tokens)
-                     for k, ids, text in zip(part, answers, texts, strict=True)}
+            known |= {keys[k]: (text.strip(), len(ids) == max_new_tokens)
+                      for k, ids, text in zip(part, answers, texts, strict=True)}
             if cache:
-                _append_answers(cache, fresh)
-            known |= fresh
+                _write_answers(cache, known)
             bar.update(len(part))
         bar.close()
     found = [known[key] for key in keys]
@@ -153,10 +150,10 @@ def _read_answers(cache: Path | None) -> dict[str, tuple[str, bool]]:
     return {key: (text, cut) for key, text, cut in map(json.loads, lines)}
 
 
-def _append_answers(cache: Path, fresh: dict[str, tuple[str, bool]]) -> None:
-    whole = _read_answers(cache) | fresh  # written anew, or half a line would stay in the middle
+def _write_answers(cache: Path, known: dict[str, tuple[str, bool]]) -> None:
+    # as a whole, or half a line of a killed call would stay in the middle
     write_text(cache, "".join(json.dumps([key, *found], ensure_ascii=False) + "\n"
-                              for key, found in whole.items()))
+                              for key, found in known.items()))
 
 
 def _rows(batch: list[Group]) -> list[int]:

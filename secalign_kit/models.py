@@ -140,6 +140,20 @@ ADAPTERS = {name: DATA / "adapters" / name
 PIECE = 2**26  # bytes that are copied from a device at once
 
 
+def shipped(name: str) -> str | None:
+    """The shipped adapter that a name with hyphens or underscores means.
+
+    None for any other name, and where there is a file or folder of that name.
+    """
+    known = name.replace("-", "_")
+    return known if known in ADAPTERS and not Path(name).exists() else None
+
+
+def adapter_folder(name: str | Path) -> Path:
+    """The folder of a shipped adapter, by its own name, or as `adapters.find` has it."""
+    return adapters.find(ADAPTERS.get(str(name), name))
+
+
 @dataclass
 class Bundle:
     """A loaded model with its tokenizer and prompt format."""
@@ -295,8 +309,8 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
     unknown format, one that the tokenizer cannot write exactly, a tokenizer that is not the
     model's, and what `with_adapter` refuses.
     """
-    if not (adapter or Path(name).exists()) and name.replace("-", "_") in ADAPTERS:
-        adapter = ADAPTERS[name.replace("-", "_")]
+    if not adapter and (known := shipped(name)):
+        adapter = ADAPTERS[known]
         name = base_of(adapters.find(adapter))
         four_bit = four_bit and "+" not in name
     plain, *stages = [name] if Path(name).exists() else name.split("+")
@@ -370,7 +384,7 @@ def merge(model, path: str | Path) -> None:
     So that every device gets the same weights. Raises ValueError for what `with_adapter` refuses,
     and for an adapter that is more than the products which are added.
     """
-    folder = adapters.find(ADAPTERS.get(str(path), path))
+    folder = adapter_folder(path)
     config = adapters.read(folder)
     if rest := adapters.unscalable(config):
         raise ValueError(f"adapter {str(folder)!r} has {rest}, which is not merged at loading; "

@@ -7,6 +7,7 @@ Limits: text only, one turn, one answer per sample. Nothing here judges whether 
 an Alpaca file is as good as whoever wrote it.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -117,6 +118,11 @@ def shipped_samples(split: str) -> list[Sample]:
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
     return load_samples(DATA / "samples" / f"{split}.jsonl")
+
+
+def fingerprint(text: str) -> str:
+    """24 hexadecimal digits that tell a text from others: the keys of records that are kept."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

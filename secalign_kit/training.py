@@ -541,7 +541,7 @@ def begin_with(model, config: RunConfig) -> None:
 
 def starting_adapter(config: RunConfig) -> Path:
     """The folder of `config.start`. Raises ValueError unless its LoRA is shaped as the run's."""
-    folder = adapters.find(models.ADAPTERS.get(config.start, config.start))
+    folder = models.adapter_folder(config.start)
     stored = adapters.read(folder)
     shapes = {"lora_r": (stored.r, config.lora_r), "lora_alpha": (stored.lora_alpha,
                                                                   config.lora_alpha),

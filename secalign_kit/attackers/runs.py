@@ -8,7 +8,6 @@ A search of 50 steps is the beginning of one of 500, so one run of the largest b
 smaller ones: success within a budget is success at a step of it.
 """
 
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from .. import markdown
 from ..evaluation import Item, Rate, rate, read_records
 from ..evaluation.records import as_lines
 from ..models import Bundle, weights_hash
-from ..samples import DATA
+from ..samples import DATA, fingerprint
 from .search import Budget, Outcome, Progress
 
 Attacker = Callable[..., Outcome]
@@ -67,8 +66,7 @@ def record(outcome: Outcome) -> dict:
 
 
 def _key(settings: list, item: Item) -> str:
-    text = json.dumps([settings, asdict(item)], sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return fingerprint(json.dumps([settings, asdict(item)], sort_keys=True))
 
 
 def _answers(record: Mapping | None, budget: Budget) -> bool:

@@ -6,7 +6,6 @@ The samples are taken in one after another, once the fill works on all before (Z
 2307.15043, algorithm 2). A step costs its queries on every sample taken in.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import torch
 from .. import evaluation, markdown, models
 from ..evaluation import Item
 from ..models import Bundle
+from ..samples import fingerprint
 from . import blanks
 from .gcg import exchanges
 from .queries import Queries
@@ -125,8 +125,7 @@ def transfer(load: Callable[[str], Bundle], names: Sequence[str],
 
 def _key(bundle: Bundle, items: Sequence[Item], *settings) -> str:
     """What tells a result of a model on some items from others."""
-    text = json.dumps([models.weights_hash(bundle), *map(asdict, items), *settings])
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return fingerprint(json.dumps([models.weights_hash(bundle), *map(asdict, items), *settings]))
 
 
 def transfer_table(results: Iterable[Mapping]) -> str:

@@ -4,7 +4,6 @@ One datum: `{"id": "v1", "attack": "naive", ..., "response": "Hacked!", "obeyed"
 false}`
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from .. import defenses, generation, logprobs, parity, prompts, ranks
 from ..models import Bundle, merged, native_precision, positions, weights_hash
-from ..samples import as_row
+from ..samples import as_row, fingerprint
 from . import judges
 from .items import Item
 from .judges import decided, obeyed
@@ -100,7 +99,7 @@ def _evaluate(bundle: Bundle, items: Sequence[Item], frontend: bool, verdict_onl
         judged = not ends and (item.accept or _fits(bundle, item.expected, limit))
         right = (judges.right(response, item.expected, item.accept, item.reject) if judged
                  else None)
-        records.append({**as_row(item), "prompt_hash": _hash(json.dumps(ids)),
+        records.append({**as_row(item), "prompt_hash": fingerprint(json.dumps(ids)),
                         "response": response, "tokens": length, "cut": length == limit,
                         "frontend": frontend and defense != "bare",
                         "defense": defense, "right": right,
@@ -257,8 +256,5 @@ def _sample(item: Item) -> str:
 
 
 def _key(item: Item, ids: list[int], settings: str) -> str:
-    return _hash(json.dumps([settings, as_row(item), ids], sort_keys=True, ensure_ascii=False))
-
-
-def _hash(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    what = [settings, as_row(item), ids]
+    return fingerprint(json.dumps(what, sort_keys=True, ensure_ascii=False))

@@ -52,7 +52,7 @@ def _shifts(summary: dict) -> list[tuple[str, float, float]]:
 
 
 def short_markdown(summary: dict) -> str:
-    """The README's table: one run, attacks of a kind pooled over all places."""
+    """A table of one run, for docs/results.md: attacks of a kind pooled over all places."""
     models = [summary[which] for which in ("insecure", "secure")]
     rows: list[tuple[str, list[Rate]]] = []
 
