@@ -127,6 +127,24 @@ def test_the_sequence_has_no_gap_and_stands_in_the_course_with_its_minutes():
     assert "(notebooks/README.md)" in (ROOT / "README.md").read_text()
 
 
+def minutes(first_cell: str) -> int:
+    """What a notebook's second line states in all: reading, exercise, machine time."""
+    stated = first_cell.split("\n\n")[1].partition(" of machine time")[0]
+    words = re.sub(r"\btwo\b", "2", re.sub(r"\ba minute\b", "1 minute", stated))
+    return sum(map(int, re.findall(r"\d+", words)))
+
+
+def test_a_teachers_table_has_the_minutes_that_the_notebooks_state():
+    guide = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d\d) \|", guide, re.M)
+    found = {path.stem[:2]: minutes(nbformat.read(path, as_version=4).cells[0].source)
+             for path in NOTEBOOKS}
+    assert minutes("# x\n\n*15 minutes to read, 5 for y · under a minute of machine time*") == 21
+    assert {number: int(planned) for _, planned, number in rows} == found
+    for session in "1234":
+        assert 60 <= sum(int(planned) for place, planned, _ in rows if place == session) <= 90
+
+
 def test_the_start_page_links_every_notebook_once_and_in_order():
     page = (ROOT / "notebooks" / "README.md").read_text()
     links = re.findall(r"\]\(([^)]+)\)", page)

@@ -33,7 +33,7 @@ LIMITS = (
     "Intervals are 95% Wilson intervals over samples. They do not cover other random seeds, "
     "other data or other ways of asking.",
     "A rate of 0% over n samples means fewer than about 3/n with 95% confidence, not never.",
-    "The defence rests on the delimiters: it assumes that a front end keeps untrusted text behind "
+    "The defense rests on the delimiters: it assumes that a front-end keeps untrusted text behind "
     "the data delimiter and deletes reserved tokens from it.",
 )
 STARTS = {  # where a loss stands before the first step
