@@ -87,7 +87,7 @@ selection: $(STAMP)
 
 # make bench: the tables of docs/performance.md, into runs/bench (an hour and a half)
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks startup pretraining scoring asr dpo pairs
+	$(BIN)/python -m benchmarks startup pretraining scoring asr dpo memory growth loop pairs
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

@@ -1,5 +1,5 @@
-"""`python -m benchmarks [startup pretraining scoring asr dpo loop pairs gcg english]`: tables
-and JSON.
+"""`python -m benchmarks [PART ...]`: tables and JSON, of startup, pretraining, scoring, asr, dpo,
+memory, growth, loop, pairs, gcg and english.
 
 They go to `runs/bench`. `pairs`, which takes as long as all others together, `gcg`, which needs
 nanoGCG, and `english`, which needs a run of `secalign-kit real`, are left out unless they are
@@ -17,7 +17,8 @@ warnings.filterwarnings("ignore")
 from . import asr, dpo, english, gcg, loop, measuring, pretraining, scoring, startup  # noqa: E402
 
 PARTS = {"startup": startup.startup, "pretraining": pretraining.pretraining,
-         "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.dpo, "loop": loop.loop,
+         "scoring": scoring.scoring, "asr": asr.asr, "dpo": dpo.embedded,
+         "memory": dpo.memory, "growth": dpo.growth, "loop": loop.loop,
          "pairs": dpo.by_pairs, "gcg": gcg.gcg, "english": english.english}
 USUAL = [name for name in PARTS if name not in ("pairs", "gcg", "english")]
 

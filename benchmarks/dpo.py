@@ -1,8 +1,9 @@
 """DPO training: this kit's shared-prefix trainer against TRL's DPOTrainer, end to end.
 
 Each round takes new pairs, as texts, through tokenization, reference log-probs and one epoch.
-"TRL defaults" sets nothing but the batch; "TRL tuned" turns checkpointing and bf16 off (fp32, as
-ours) and computes the reference once. Both train the same LoRA on the same model.
+"TRL defaults" sets nothing but the batch; "TRL tuned" turns checkpointing off, computes the
+reference once, and multiplies in the precision in which ours does: fp32, with 4 bits bf16 where the
+CPU has it. Both train the same LoRA on the same model.
 """
 
 import argparse
@@ -58,8 +59,9 @@ def theirs(config: RunConfig, folder: Path, tuned: bool) -> tuple[float, Dataset
          "chosen": pair["chosen"][0]["content"], "rejected": pair["rejected"][0]["content"]}
         for pair in training.training_pairs(config)
     ])
-    better = dict(gradient_checkpointing=False, bf16=False, precompute_ref_log_probs=True,
-                  precompute_ref_batch_size=64, logging_strategy="no") if tuned else {}
+    better = dict(gradient_checkpointing=False, bf16=models.multiplies_in_bf16(bundle),
+                  precompute_ref_log_probs=True, precompute_ref_batch_size=64,
+                  logging_strategy="no") if tuned else {}
     arguments = DPOConfig(
         output_dir=str(folder), per_device_train_batch_size=config.batch_size, num_train_epochs=1,
         learning_rate=config.learning_rate, max_length=config.max_length, report_to="none",
@@ -113,7 +115,8 @@ def parity(four_bit: bool, n_pairs: int = 64) -> tuple[str, str]:
         (torch.tensor(mine[c]) - torch.tensor(other[c])).abs().max().item()
         for c in ("ref_chosen_logps", "ref_rejected_logps")
     )
-    assert gap < 1e-3, f"reference log-probs differ by {gap} nats"
+    rounding = 0.25 if four_bit and models.has_bf16("cpu") else 1e-3  # nats, of a whole response
+    assert gap < rounding, f"reference log-probs differ by {gap} nats"
     return f"same tokens; reference log p within {gap:.1e} nats", token_limit(mine)
 
 
@@ -213,10 +216,6 @@ def by_pairs(rounds: int) -> list[Result]:
         results.append(compare(seconds, "TRL tuned", f"DPO training, {n_pairs:,} pairs", n_pairs,
                                "pairs/s", checked, limit))
     return results
-
-
-def dpo(rounds: int) -> list[Result]:
-    return embedded(rounds) + memory(rounds) + growth(rounds)
 
 
 if __name__ == "__main__":  # one contender, for its peak memory
