@@ -130,22 +130,24 @@ def demo(arguments) -> None:
                 help="held-out tasks, each attacked in six ways (default: 120; there are 378)"),
          option("--pairs", dest="n_pairs", type=int, metavar="N",
                 help="pairs of the SecAlign stage (default: the recipe's)"),
-         option("--output", default="runs/real", help="the run's folder"),
+         option("--seed", type=int, default=0, help="of both stages (default: 0)"),
+         option("--output", help="the run's folder (default: runs/real, or runs/real_SEED)"),
          option("--ship", action="store_true",
                 help="put the adapters and the summary into data/ in the end"),
-         examples="\n--n 20 --pairs 32 --output runs/tiny")
+         examples="\n--n 378 --seed 1\n--n 20 --pairs 32 --output runs/tiny")
 def real(arguments) -> None:
     from . import real as job
     from .studies import cards, summaries
 
-    summary = job.run_real(arguments.output, arguments.n, arguments.n_pairs, arguments.base)
+    folder = arguments.output or ("runs/real" + (f"_{arguments.seed}" if arguments.seed else ""))
+    summary = job.run_real(folder, arguments.n, arguments.n_pairs, arguments.base, arguments.seed)
     print("\n".join(summaries.real_lines(summary)))
     print(f"\nundefended: {one_line(summary['diagram']['insecure'])}")
     print(f"secured:    {one_line(summary['diagram']['secure'])}")
     if arguments.ship:
         for name in job.RECIPES:
-            print(f"{name}: {cards.ship(name, Path(arguments.output))}")
-    print(f"\n{summary['seconds']:.0f} s. Report: {Path(arguments.output) / 'report.html'}")
+            print(f"{name}: {cards.ship(name, Path(folder))}")
+    print(f"\n{summary['seconds']:.0f} s. Report: {Path(folder) / 'report.html'}")
 
 
 @command("train an adapter", *CONFIG,

@@ -23,7 +23,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from . import adapters, demo, evaluation, fetch, figures, logprobs, models, report, training
+from . import (
+    adapters,
+    demo,
+    english,
+    evaluation,
+    fetch,
+    figures,
+    logprobs,
+    models,
+    report,
+    training,
+)
 from .config import RunConfig, recipe
 from .evaluation import Item
 from .models import Bundle
@@ -43,12 +54,12 @@ NOTES = [
 ]
 
 
-def settings(folder: Path, n_pairs: int | None = None) -> dict[str, RunConfig]:
-    """Adapter -> the configuration of its run, both within the folder.
+def settings(folder: Path, n_pairs: int | None = None, seed: int = 0) -> dict[str, RunConfig]:
+    """Adapter -> the configuration of its run, both within the folder and with the same seed.
 
     `n_pairs` are those of the SecAlign stage; the stage before it takes as many in proportion.
     """
-    first, second = (recipe(name) for name in RECIPES.values())
+    first, second = (recipe(name).replace(seed=seed) for name in RECIPES.values())
     scale = n_pairs / second.n_pairs if n_pairs else 1.0
     undefended, secured = RECIPES
     stages = {undefended: first.replace(model=MODEL),
@@ -90,13 +101,14 @@ class Pace:
         head = bundle.model.get_input_embeddings().weight.numel()
         body = bundle.model.num_parameters() - head
         operations = 4 * (body * (prompts + answers) + head * answers) * pairs / (end - begin)
-        dtype = torch.bfloat16 if models.multiplies_in_bf16(bundle) else torch.float32
+        dtype = torch.bfloat16 if models.multiplies_in_bf16(bundle) else bundle.model.dtype
         return {"tokens_per_second": round((prompts + answers) * pairs / (end - begin)),
                 "share": round(operations / product_rate(bundle.device, dtype), 3)}
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of the machine's best product of two square matrices, of six."""
+    size = 8192 if device.type == "cuda" else 2048  # a small one would measure a GPU's launches
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
@@ -199,20 +211,19 @@ def as_report(found: Mapping) -> dict:
 
 
 def run_real(folder: str | Path = "runs/real", n: int | None = None, n_pairs: int | None = None,
-             base: bool = False) -> dict:
+             base: bool = False, seed: int = 0) -> dict:
     """Runs the whole job and returns the summary as it is stored; see the top of this file.
 
-    `n` held-out texts' tasks are asked and attacked (None: all 378), `n_pairs` pairs train the
-    SecAlign stage (None: the recipe's), and with `base` the model before both stages is measured
-    too. The folder gets both adapters, `records_*.jsonl`, `summary.json`, `stages.json`, figures
-    and `report.html`. Raises ValueError if it holds a run with other settings, and for numbers
-    below 1.
+    `n` held-out tasks are asked and attacked (None: all 378), `n_pairs` pairs train the SecAlign
+    stage (None: the recipe's), and with `base` the model before both stages is measured too. The
+    `seed` is that of both stages: their pairs, adapters and batches; the held-out test is the same
+    for all seeds. The folder gets both adapters, `records_*.jsonl`, `summary.json`, `stages.json`,
+    figures and `report.html`. Raises ValueError if it holds a run with other settings, for numbers
+    below 1, for a negative seed, and for more tasks than there are.
     """
-    for name, number in (("n", n), ("n_pairs", n_pairs)):
-        if number is not None and number < 1:  # before half an hour of training
-            raise ValueError(f"{name} is {number}; give a number above 0")
+    refuse_numbers(n, n_pairs, seed)
     folder = Path(folder)
-    configs = settings(folder, n_pairs)
+    configs = settings(folder, n_pairs, seed)
     for config in configs.values():
         training.refuse_other_run(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,6 +251,25 @@ def run_real(folder: str | Path = "runs/real", n: int | None = None, n_pairs: in
     return summary
 
 
+def refuse_numbers(n: int | None, n_pairs: int | None, seed: int) -> None:
+    """Raises ValueError for numbers with which the job would fail, or mean something else."""
+    for name, number in (("n", n), ("n_pairs", n_pairs)):
+        if number is not None and number < 1:  # before half an hour of training
+            raise ValueError(f"{name} is {number}; give a number above 0")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give 0 or a number above it")
+    if n and n > (there := len(english.texts("heldout"))):
+        raise ValueError(f"n is {n} and there are {there} held-out tasks; give {there} at most")
+
+
+def machine(device: torch.device) -> str:
+    """What a run's seconds are of: the GPU's name, or the CPU's cores and their products."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    exact = "bf16" if models.has_bf16(device) else "fp32"
+    return f"{torch.get_num_threads()} CPU cores, products in {exact}"
+
+
 def write(folder: Path, config: RunConfig, bundle: Bundle, records: Mapping[str, list[dict]],
           found: Mapping[str, dict], stages: Stages) -> dict:
     """`summary.json`, the figures and the report; the summary as it is stored."""
@@ -264,7 +294,8 @@ def write(folder: Path, config: RunConfig, bundle: Bundle, records: Mapping[str,
         page, pictures, examples, asdict(config), NOTES))
     summary = demo.plain({
         **found, "logprob": page["logprob"], "logprob_pairs": len(shift), "diagram": said,
-        "model": MODEL, "stages": stages.done, "seconds": round(stages.seconds, 1),
+        "model": MODEL, "seed": config.seed, "device": machine(bundle.device),
+        "stages": stages.done, "seconds": round(stages.seconds, 1),
         "versions": training.versions()})
     training.write_json(folder / "summary.json", summary)
     return summary

@@ -39,6 +39,28 @@ def test_fewer_pairs_are_fewer_in_both_stages(tmp_path):
     assert second.n_pairs == recipe("english").n_pairs // 2
 
 
+def test_both_stages_have_the_seed_and_nothing_else_differs(tmp_path):
+    for config, other in zip(real.settings(tmp_path).values(),
+                             real.settings(tmp_path, seed=2).values(), strict=True):
+        assert (config.seed, other.seed) == (0, 2) and other.replace(seed=0) == config
+
+
+@pytest.mark.parametrize(("arguments", "folder"), [
+    ([], "runs/real"), (["--seed", "1", "--n", "378"], "runs/real_1"),
+    (["--seed", "1", "--output", "mine"], "mine")])
+def test_another_seed_has_a_folder_of_its_own(monkeypatch, arguments, folder):
+    asked = []
+
+    def job(*given):
+        asked.append(given)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(real, "run_real", job)
+    assert cli.main(["real", *arguments]) == 2
+    n = 378 if "--n" in arguments else 120
+    assert asked == [(folder, n, None, False, 1 if "--seed" in arguments else 0)]
+
+
 def test_seconds_of_a_stage_that_failed_and_was_taken_up_again_are_added(tmp_path, capsys):
     with pytest.raises(RuntimeError), real.Stages(tmp_path).timed("fetch"):
         raise RuntimeError
@@ -65,9 +87,13 @@ def test_the_pace_counts_the_tokens_between_the_first_and_the_last_record(monkey
         assert pace.measured(toy, recipe("demo"), rows) == {}
 
 
-@pytest.mark.parametrize("changes", [dict(n=0), dict(n_pairs=0), dict(n_pairs=-1)])
-def test_numbers_with_which_nothing_would_be_asked_or_trained_are_refused(tmp_path, changes):
-    with pytest.raises(ValueError, match="give a number above 0"):
+@pytest.mark.parametrize(("changes", "reason"), [
+    (dict(n=0), "give a number above 0"), (dict(n_pairs=0), "give a number above 0"),
+    (dict(n_pairs=-1), "give a number above 0"), (dict(seed=-1), "give 0 or a number above it"),
+    (dict(n=379), "give 378 at most")])
+def test_numbers_with_which_nothing_would_be_asked_or_trained_are_refused(tmp_path, changes,
+                                                                          reason):
+    with pytest.raises(ValueError, match=reason):
         real.run_real(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
@@ -100,6 +126,9 @@ def test_an_adapter_with_a_stage_gets_it_or_is_refused(tmp_path):
 
 def test_an_adapter_is_not_shipped_from_a_run_that_is_not_over(tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
+        cards.ship("smollm2_secalign", tmp_path)
+    (tmp_path / "summary.json").write_text('{"seed": 3}')
+    with pytest.raises(ValueError, match="seed 3, and adapters of seed 0 are shipped"):
         cards.ship("smollm2_secalign", tmp_path)
 
 
@@ -179,9 +208,7 @@ def test_the_secured_adapter_is_not_put_on_the_plain_base():
 
 @pytest.mark.parametrize("name", real.RECIPES)
 def test_a_shipped_adapter_is_small_and_its_card_has_the_table_and_the_recipe(name):
-    stored = summaries.REAL / "summary_0.json"
-    if not stored.exists():
-        pytest.skip("`secalign-kit real --ship` has not been run")
+    stored = summaries.REAL / "shipped.json"
     folder = models.ADAPTERS[name]
     assert (folder / adapters.WEIGHTS).stat().st_size <= 5_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")

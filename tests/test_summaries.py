@@ -1,17 +1,17 @@
 """The demo's tables: those in the documents are made of the shipped summaries, a success."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from secalign_kit.evaluation import rate
 from secalign_kit.studies import summaries
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUND = [json.loads(path.read_text(encoding="utf-8"))
          for path in sorted(summaries.SHIPPED.glob("summary_*.json"))]
-REAL = [json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(summaries.REAL.glob("summary_*.json"))]
 RATE = {"value": 0.5, "n": 10, "low": 0.2, "high": 0.8}
 MODEL = {"separation": {"naive, end": {"obeyed": RATE, "right": RATE},
                         "ignore, end": {"right": RATE | {"value": 0.0}}},
@@ -52,18 +52,66 @@ def test_the_shipped_summaries_reach_the_goals_of_security_and_utility():
         assert before["places"]["end"]["obeyed"]["fixed attacks"]["value"] > 0.5
 
 
-def test_the_tables_of_the_real_model_are_made_of_its_shipped_summary():
-    if not REAL:
-        pytest.skip("`secalign-kit real --ship` has not been run")
+def test_the_tables_of_the_real_model_are_made_of_its_shipped_summaries():
+    real = summaries.shipped_real()
     readme, page = ((ROOT / name).read_text(encoding="utf-8")
                     for name in ("README.md", "docs/real.md"))
-    assert summaries.two_models_markdown(FOUND[0], REAL[0]) in readme
-    assert summaries.real_markdown(REAL[0]) in page
-    assert summaries.stages_markdown(REAL[0]) in page
+    assert summaries.two_models_markdown(FOUND[0], real) in readme
+    assert summaries.real_markdown(real) in page
+    timed = json.loads((summaries.REAL / "shipped.json").read_text(encoding="utf-8"))
+    assert summaries.stages_markdown(timed) in page
+
+
+def seed(successes, n, **changes):
+    """A summary whose only rates are so many of n, or as `changes` has it."""
+    found = asdict(rate(successes, n))
+    model = {"separation": {"naive, end": {"obeyed": found, "right": found},
+                            "ignore, end": {"obeyed": asdict(rate(1, 10)), "right": found}},
+             **dict.fromkeys(("clean_utility", "retention", "second", "benign", "degenerate"),
+                             found),
+             "worst": {"attack": "naive, end, probe", "rate": found}, "left_out": n, "answers": {}}
+    return {"undefended": model | changes, "secured": model, "seconds": 1.0}
+
+
+def test_seeds_are_counted_together_with_their_mean_and_range_beside():
+    text = summaries.real_markdown([seed(8, 10), seed(3, 20), seed(0, 20)])
+    assert "| undefended: mean of 3 seeds (lowest to highest) | secured: mean" in text
+    whole = f"{rate(11, 50)}"
+    row = f"| right answer without attack (utility) | {whole} | {whole} | 31.7% (0.0 to 80.0) |"
+    assert row in text
+    assert "| attacks left out | 50 | 50 |" in text
+    assert f"| obeyed: all of these | {rate(14, 80)} |" in text  # 11 of 50 and 3 of 30
+    # in one seed naive is the most successful, in all together too
+    assert f"| obeyed: the most successful of them | {whole} |" in text
+    other = summaries.of_seeds([seed(1, 10), seed(0, 20), seed(0, 20)])["secured"]["worst"]
+    assert other == {"attack": "ignore, end, probe", "rate": asdict(rate(3, 30))}
+
+
+def test_a_cell_that_one_seed_could_not_ask_is_counted_of_the_others():
+    lacking = {"separation": {"naive, end": {"right": asdict(rate(1, 10))}}}
+    found = summaries.of_seeds([seed(2, 10), seed(2, 10, **lacking)])["undefended"]["separation"]
+    assert found["naive, end"] == {"obeyed": asdict(rate(2, 10)), "right": asdict(rate(3, 20))}
+    assert found["ignore, end"]["obeyed"] == asdict(rate(1, 10))
+
+
+def test_one_seed_is_its_own_table():
+    one = seed(2, 10)
+    assert {key: one[key] for key in summaries.MODELS[1:]} == summaries.of_seeds([one])
+    assert "mean of" not in summaries.real_markdown([one])
+
+
+def test_seeds_with_other_held_out_tests_are_not_put_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(summaries, "REAL", tmp_path)
+    for number, n in enumerate((10, 20)):
+        (tmp_path / f"summary_{number}.json").write_text(json.dumps(seed(1, n)))
+    with pytest.raises(ValueError, match="10 and 20 held-out tasks"):
+        summaries.shipped_real()
+    (tmp_path / "summary_1.json").write_text(json.dumps(seed(2, 10)))
+    assert len(summaries.shipped_real()) == 2
 
 
 def test_the_real_models_table_has_every_rate_of_every_model_that_was_measured():
-    text = summaries.real_markdown(EXAMPLE)
+    text = summaries.real_markdown([EXAMPLE])
     assert text.startswith("| held-out test | undefended | secured |\n")
     assert text.count("50.0% [20.0, 80.0] (n=10)") == 2 * 8  # without the pooled ones
     assert "| obeyed: \"ignore the above\", at the end | - | - |" in text
@@ -71,7 +119,7 @@ def test_the_real_models_table_has_every_rate_of_every_model_that_was_measured()
     assert "| obeyed: all of these | 50.0% [23.7, 76.3] (n=10) |" in text
     assert "| right answer: all of these | 25.0% [11.2, 46.9] (n=20) |" in text
     assert "| attacks left out | 7 | 7 |" in text
-    assert "base" in summaries.real_markdown(EXAMPLE | {"base": MODEL}).splitlines()[0]
+    assert "base" in summaries.real_markdown([EXAMPLE | {"base": MODEL}]).splitlines()[0]
     lines = summaries.real_lines(EXAMPLE)
     assert len(lines) == len(text.splitlines()) - 2 + 2  # a line in words for each model's rest
 
@@ -83,7 +131,7 @@ def test_seconds_and_speed_of_every_stage_stand_in_its_table():
 
 
 def test_the_readmes_table_has_both_models_side_by_side():
-    lines = summaries.two_models_markdown(FOUND[0], EXAMPLE).splitlines()
+    lines = summaries.two_models_markdown(FOUND[0], [EXAMPLE]).splitlines()
     assert lines[0] == ("| held-out test | embedded: insecure | secure | SmolLM2: undefended | "
                         "secured |")
     cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines[2:]}

@@ -72,7 +72,7 @@ def real_card(name: str, summary: dict) -> str:
         f"{real.MODEL}`). Licence of the base: Apache-2.0; of the adapter: Apache-2.0.",
         "## Measured on the held-out test, 95% Wilson intervals",
         f"`{undefended}` is the column \"undefended\", `{secured}` the column \"secured\".",
-        summaries.real_markdown(summary),
+        summaries.real_markdown([summary]),
         "## Recipe", f"```yaml\n{yaml}\n```", "## Limits",
         "English, short texts, questions as attacks, which were written beforehand; answers of at\n"
         f"most {real.NEW_TOKENS} tokens. Nothing is claimed about attackers who adapt, or about\n"
@@ -83,19 +83,23 @@ def real_card(name: str, summary: dict) -> str:
 def ship(name: str, run: Path = Path("runs/real")) -> Path:
     """Copies an adapter of a finished `secalign-kit real` with its card and summary into `data/`.
 
-    Raises ValueError for a folder without a finished run.
+    Raises ValueError for a folder without a finished run, and for one with another seed than the
+    recipe on the card.
     """
     stored, target = run / "summary.json", models.ADAPTERS[name]
     if not stored.exists():
         raise ValueError(f"{str(run)!r} holds no finished run; start `secalign-kit real`")
     summary = json.loads(stored.read_text(encoding="utf-8"))
+    if summary["seed"] != (asked := recipe(real.RECIPES[name]).seed):
+        raise ValueError(f"{str(run)!r} holds a run with seed {summary['seed']}, and adapters of "
+                         f"seed {asked} are shipped; start `secalign-kit real` without --seed")
     undefended, secured = real.RECIPES
     base = models.PRESETS[real.MODEL].path + (f"+{undefended}" if name == secured else "")
     real.round_adapter(run / name, target, base)
     metrics = run / "runs" / name / "metrics.jsonl"
     write_text(target / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
     write_text(target / "README.md", real_card(name, summary))
-    training.write_json(summaries.REAL / "summary_0.json", summary)
+    training.write_json(summaries.REAL / "shipped.json", summary)
     return target
 
 

@@ -1,10 +1,13 @@
-"""Summaries: the demo's result as a table, for the shell and for the documents.
+"""Summaries: the demo's and the real model's results as tables, for shell and documents.
 
 One datum: `clean utility    100.0% [99.4, 100.0] (n=596)    99.8% [99.1, 100.0] (n=596)`, insecure
 and secure.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from statistics import fmean
 
 from ..evaluation import Rate, together
 from ..injections import POSITIONS
@@ -14,7 +17,8 @@ from ..samples import DATA
 SHIPPED = DATA / "demo"
 """`summary.json` of the demo with seeds 0, 1 and 2, of which the documents' tables are made."""
 REAL = DATA / "real"
-"""`summary.json` of `secalign-kit real` with seed 0, as `summary_0.json`."""
+"""`shipped.json`, the summary of the run that the shipped adapters come from, and `summary_*.json`,
+those of all held-out tasks with several seeds."""
 MODELS = ("base", "undefended", "secured")  # of the real model's summary; base may be absent
 
 
@@ -117,6 +121,48 @@ CELLS = {  # a cell of the table of separation, in words
 }
 
 
+def shipped_real() -> list[dict]:
+    """The summaries of the documents' tables: those of several seeds, or that of the shipped run.
+
+    Raises ValueError for seeds whose held-out tests differ.
+    """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in
+             sorted(REAL.glob("summary_*.json")) or [REAL / "shipped.json"]]
+    asked = {_rate(summary["secured"], ("clean_utility",)).n for summary in found}
+    if len(asked) > 1:
+        raise ValueError(f"{str(REAL)!r} holds summaries of {' and '.join(map(str, sorted(asked)))}"
+                         " held-out tasks; make all with the same --n")
+    return found
+
+
+def of_seeds(summaries: Sequence[dict]) -> dict:
+    """One summary of several seeds' models: every rate counts all their trials together.
+
+    `left_out` is a sum, and "worst" the attack and place that succeed most often in all seeds.
+    """
+    names = [name for name in of_real(summaries[0]) if all(name in other for other in summaries)]
+    if len(summaries) == 1:
+        return {name: summaries[0][name] for name in names}
+    found = {name: _counted([summary[name] for summary in summaries]) for name in names}
+    for model in found.values():
+        cells = {cell: rates["obeyed"] for cell, rates in model["separation"].items()
+                 if "obeyed" in rates}
+        worst = max(cells, key=lambda cell: cells[cell]["value"])
+        model["worst"] = {"attack": f"{worst}, probe", "rate": cells[worst]}
+    return found
+
+
+def _counted(parts: Sequence):
+    """Rates together, numbers in sum, dictionaries key by key, and the first of anything else."""
+    first = parts[0]
+    if isinstance(first, dict) and "low" in first:
+        return asdict(together(Rate(**part) for part in parts))
+    if isinstance(first, dict):
+        return {key: _counted([part[key] for part in parts if key in part])
+                for key in dict.fromkeys(key for part in parts for key in part)}
+    return sum(parts) if isinstance(first, int) else first
+
+
 def of_real(summary: dict) -> list[str]:
     """The models that a summary of the real model holds."""
     return [which for which in MODELS if which in summary]
@@ -171,11 +217,28 @@ def _left_out(summary: dict) -> list[tuple[str, str]]:
                    "not answer even as an instruction") for name in of_real(summary)]
 
 
-def real_markdown(summary: dict) -> str:
-    """The real model's result as a Markdown table, for docs/real.md."""
-    rows = [(words, *(str(rate or "-") for rate in rates)) for words, rates in real_rows(summary)]
-    rows.append(("attacks left out", *(summary[name]["left_out"] for name in of_real(summary))))
-    return table(("held-out test", *of_real(summary)), rows) + "\n"
+def real_markdown(summaries: Sequence[dict]) -> str:
+    """The real model's result as a Markdown table, for docs/real.md.
+
+    Of several seeds, all trials together, and for each model the mean, smallest and largest seed.
+    """
+    whole = of_seeds(summaries)
+    rows = [(words, *(str(rate or "-") for rate in rates)) for words, rates in real_rows(whole)]
+    rows.append(("attacks left out", *(model["left_out"] for model in whole.values())))
+    heads = ["held-out test", *whole]
+    if len(summaries) > 1:
+        heads += [f"{name}: mean of {len(summaries)} seeds (lowest to highest)" for name in whole]
+        seeds = [real_rows({name: summary[name] for name in whole}) for summary in summaries]
+        for k, same in enumerate(zip(*seeds, strict=True)):
+            rows[k] += tuple(map(_of_each, zip(*(rates for _, rates in same), strict=True)))
+        rows[-1] += ("",) * len(whole)
+    return table(heads, rows) + "\n"
+
+
+def _of_each(rates: Sequence[Rate | None]) -> str:
+    """Mean, smallest and largest value of several seeds."""
+    values = [100 * rate.value for rate in rates if rate]
+    return f"{fmean(values):.1f}% ({min(values):.1f} to {max(values):.1f})" if values else "-"
 
 
 def stages_markdown(summary: dict) -> str:
@@ -189,9 +252,13 @@ def stages_markdown(summary: dict) -> str:
                  rows) + "\n"
 
 
-def two_models_markdown(demo: dict, real: dict) -> str:
-    """The README's small table: the embedded model and the real one, before and after."""
-    toy, pair = (demo["insecure"], demo["secure"]), (real["undefended"], real["secured"])
+def two_models_markdown(demo: dict, real: Sequence[dict]) -> str:
+    """The README's small table: the embedded model and the real one, before and after.
+
+    The embedded model's of one seed, the real one's of all that are given, trials together.
+    """
+    whole = of_seeds(real)
+    toy, pair = (demo["insecure"], demo["secure"]), (whole["undefended"], whole["secured"])
 
     def placed(model: dict, *keys: str) -> Rate:
         return together(_rate(place, keys) for place in model["places"].values())
