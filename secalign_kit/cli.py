@@ -8,6 +8,8 @@ import contextlib
 import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -45,6 +47,11 @@ def command(words: str, *options: tuple, examples: str = ""):
 def listed(text: str) -> list[str]:
     """`"a,b"` as a list."""
     return text.split(",")
+
+
+def numbers(text: str) -> list[float]:
+    """`"0.5,1"` as a list."""
+    return [float(part) for part in text.split(",")]
 
 
 def named(text: str) -> dict[str, str]:
@@ -347,7 +354,8 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
            help="runs, adapters' folders, shipped ones, or none (default)"),
     option("--model", default="toy", help="a preset, a Hub id or a folder"),
     option("--attackers", default="gcg", metavar="NAMES", type=listed,
-           help="gcg (default), warm_start, random, strategies; with commas"),
+           help="gcg (default), warm_start, random, strategies, and embeddings, which may move "
+                "freely within --radii; with commas"),
     option("--steps", type=int, default=100, help="the budget of an item (default: 100)"),
     option("--candidates", type=int, default=48, help="queries of a step (default: 48)"),
     option("--budgets", default=[], metavar="STEPS", type=listed,
@@ -355,6 +363,12 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
     option("--side", default="suffix", choices=("suffix", "prefix", "around"),
            help="where the attacker's tokens stand beside the payload"),
     option("--size", type=int, default=12, help="how many tokens they are (default: 12)"),
+    option("--start-from", metavar="ADAPTER",
+           help="gcg and random: each sample's search begins with the tokens that the same search "
+                "found on this model, in --folder; --steps 0 only tries them"),
+    option("--radii", default="0.5,1,2", metavar="X", type=numbers,
+           help="embeddings: how far a number may move, in root mean squares of the embeddings, "
+                "with commas (default: 0.5,1,2)"),
     option("--position", default="end", choices=(*POSITIONS, "all"),
            help="where in the data the payload stands; all: at the end, the start, in the middle"),
     option("--target", default="witness", choices=("witness", "payload"),
@@ -365,38 +379,128 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
     option("--seed", type=int, default=0),
     option("--folder", type=Path, default="runs/attack",
            help="records, summary.json and table.md; a killed run goes on there"),
+    option("--jobs", type=int, default=1, metavar="N",
+           help="processes at once, each with one thread and every N-th sample (default: 1)"),
+    option("--shard", default="1/1", help="k/n: every n-th sample only, and no table"),
     option("--no-four-bit", dest="four_bit", action="store_false"),
-    examples="none paper secalign --steps 500\nsecalign --attackers gcg,random,strategies --n 20",
+    examples="none paper secalign --steps 500 --jobs 2\n"
+             "secalign --attackers gcg,random,strategies --n 20\n"
+             "secalign --start-from paper --steps 50\nsecalign --attackers embeddings --n 20",
 )
 def attack(arguments) -> None:
-    from . import attackers, evaluation, models
+    from . import attackers
 
-    budget = attackers.Budget(arguments.steps, arguments.candidates)
+    attackers.Budget(arguments.steps, arguments.candidates)  # refuses what is none
     budgets = [int(steps) for steps in arguments.budgets] or [
-        *(steps for steps in attackers.BUDGETS if steps < budget.steps), budget.steps]
-    names = [chosen("attacker", name, attackers.ATTACKERS) for name in arguments.attackers]
-    samples = load_samples(arguments.samples) if arguments.samples else None
-    places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
-    found = []
-    for name in arguments.adapters:
-        bundle = models.load(arguments.model, four_bit=arguments.four_bit,
-                             adapter=None if name == "none" else _adapter(name))
-        for who, place in itertools.product(names, places):
-            items = [item for item in evaluation.evaluation_items(
-                bundle, arguments.split, arguments.n, place, ("naive",), (arguments.target,),
-                samples=samples) if item.start >= 0]
-            fills = dict(side=arguments.side, size=arguments.size)
-            records = attackers.attack_file(
-                bundle, (who, attackers.ATTACKERS[who]), items, budget,
-                arguments.folder / "records.jsonl", arguments.seed, f"{who}, {name}, {place}",
-                **(fills if who in attackers.WITH_BLANK else {}))
-            beside = f"{arguments.side}, " if who in attackers.WITH_BLANK else ""
-            found.append({"model": name, "where": beside + place, "target": arguments.target,
-                          **attackers.summary(records)})
-            write_text(arguments.folder / "summary.json", json.dumps(found, indent=1) + "\n")
+        *(steps for steps in attackers.BUDGETS if steps < arguments.steps), arguments.steps]
+    arguments.attackers = [chosen("attacker", name, attackers.SEARCHES)
+                           for name in arguments.attackers]
+    if unfit := arguments.start_from and {*arguments.attackers} - attackers.WITH_START:
+        raise ValueError(f"{min(unfit)} cannot begin with given tokens; --start-from is for "
+                         f"{' and '.join(sorted(attackers.WITH_START))}")
+    if arguments.jobs != 1:
+        _in_jobs(arguments)
+    found = [row for name in arguments.adapters for row in _searched(name, arguments)]
+    if arguments.shard != "1/1":
+        return
+    attackers.runs.keep(found, arguments.folder / "summary.json")
     text = attackers.table(found, budgets)
     write_text(arguments.folder / "table.md", text + "\n")
     print(text)
+
+
+def _in_jobs(arguments) -> None:
+    """This command's searches in several processes; each keeps its own records.
+
+    What one of them leaves undone, because it died, say, is done afterwards by this process.
+    """
+    from . import attackers
+
+    if arguments.jobs < 1 or arguments.shard != "1/1":
+        raise ValueError(f"--jobs {arguments.jobs} with --shard {arguments.shard} is no way to "
+                         "share the samples; give one of them, and at least 1 job")
+    attackers.runs.gather(arguments.folder)
+    again = [sys.executable, "-m", "secalign_kit", *arguments.typed, "--jobs", "1", "--shard"]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the jobs end, too
+    jobs = [subprocess.Popen([*again, f"{k}/{arguments.jobs}"], stdout=subprocess.DEVNULL,
+                             env=os.environ | {"OMP_NUM_THREADS": "1"})
+            for k in range(1, arguments.jobs + 1)]
+    try:
+        for job in jobs:
+            job.wait()
+    finally:
+        for job in jobs:
+            job.terminate()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _searched(name: str, arguments) -> Iterator[dict]:
+    """A row of the summary for each attacker, place and radius, against one model."""
+    from . import attackers, evaluation
+
+    bundle = _victim(name, arguments)
+    samples = load_samples(arguments.samples) if arguments.samples else None
+    places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
+    for who, place in itertools.product(arguments.attackers, places):
+        items = [item for item in evaluation.evaluation_items(
+            bundle, arguments.split, arguments.n, place, ("naive",), (arguments.target,),
+            samples=samples) if item.start >= 0]
+        items = evaluation.shard(items, arguments.shard)
+        for options, where in _ways(who, arguments):
+            where = ", ".join([*where, place, *_remarks(arguments)])
+            records = _records(bundle, who, items, f"{who}, {name}, {where}", options, arguments)
+            if arguments.shard == "1/1":
+                yield {"model": name, "where": where, "target": arguments.target,
+                       "split": arguments.split, "seed": arguments.seed,
+                       **attackers.summary(records)}
+
+
+def _remarks(arguments) -> Iterator[str]:
+    """What else a table says of a row, where it is not as usual."""
+    if arguments.target != "witness":
+        yield f"wants {arguments.target}"
+    if arguments.start_from:
+        yield f"from {arguments.start_from}"
+
+
+def _victim(name: str, arguments):
+    from . import models
+
+    return models.load(arguments.model, four_bit=arguments.four_bit,
+                       adapter=None if name == "none" else _adapter(name))
+
+
+def _ways(who: str, arguments) -> Iterator[tuple[dict, list[str]]]:
+    """An attacker's options, and what a table says of them."""
+    from . import attackers
+
+    options, words = {}, []
+    if who in attackers.WITH_BLANK:
+        options = {"side": arguments.side, "size": arguments.size}
+        # twelve go without saying, as in the documents
+        words.append(arguments.side + (f" of {arguments.size}" if arguments.size != 12 else ""))
+    if who != "embeddings":
+        yield options, words
+        return
+    for radius in arguments.radii:  # fewer moves are no beginning of more, so they tell records
+        moved = {"radius": radius, "moves": arguments.steps}
+        yield options | moved, [f"radius {radius:g}", *words]
+
+
+def _records(bundle, who: str, items: list, words: str, options: dict, arguments) -> list[dict]:
+    """The searches of one attacker, kept in the folder; the first job shows its progress."""
+    from . import attackers
+
+    path, also = attackers.runs.shard(arguments.folder, arguments.shard)
+    starts = None
+    if arguments.start_from:
+        weaker = _victim(arguments.start_from, arguments)
+        starts = attackers.runs.fills(weaker, who, items, arguments.candidates, (path, *also),
+                                 arguments.seed, **options)
+    budget = attackers.Budget(arguments.steps, arguments.candidates)
+    return attackers.attack_file(
+        bundle, (who, attackers.SEARCHES[who]), items, budget, path, arguments.seed,
+        words if arguments.shard.startswith("1/") else "", starts, also, **options)
 
 
 @command(
@@ -657,6 +761,7 @@ def _remark(message, *where, **also) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; bad input ends in one sentence and exit code 2."""
     arguments = _parser().parse_args(argv)
+    arguments.typed = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours tell more
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to one another
     warnings.showwarning = _remark

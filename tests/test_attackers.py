@@ -421,7 +421,7 @@ def test_success_within_a_budget_is_counted_and_what_was_not_tried_is_not():
 
 def test_the_document_shows_the_shipped_summaries():
     text = (ROOT / "docs" / "attackers.md").read_text(encoding="utf-8")
-    assert attackers.table(attackers.shipped(), (0, 10, 50, 100)) in text
+    assert attackers.table(attackers.shipped(), attackers.SHOWN) in text
     assert attackers.transfer_table(attackers.shipped("universal")) in text
     assert all(f"| `{name}` |" in text for name in attackers.ATTACKERS)
     for found in attackers.shipped():
@@ -436,7 +436,7 @@ def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == printed
     assert re.findall(r"\| none \| (\w+) \| (.+?) \| 2 \|", printed) == [
-        ("random", "suffix, start"), ("strategies", "start")]
+        ("random", "suffix of 6, start"), ("strategies", "start")]
     found = json.loads((tmp_path / "summary.json").read_text())
     assert [f["attacker"] for f in found] == ["random", "strategies"]
     records = evaluation.read_records(tmp_path / "records.jsonl")
@@ -446,10 +446,96 @@ def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
     assert "no attacker 'gcgg'; did you mean gcg?" in capsys.readouterr().err
 
 
+SMALL = ["--n", "3", "--steps", "2", "--candidates", "8", "--size", "4", "--split", "validation"]
+
+
+def attack(folder, *words) -> int:
+    return cli.main(["attack", *SMALL, *words, "--folder", str(folder)])
+
+
+def searches(folder) -> dict:
+    """A folder's records by their key, without what the clock says."""
+    return {record["key"]: record | {"seconds": 0}
+            for record in evaluation.read_records(folder / "records.jsonl")}
+
+
+def test_several_processes_find_what_one_finds_and_go_on_with_a_killed_run(tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert attack(one, "none") == 0
+    whole = (one / "records.jsonl").read_bytes()
+    two.mkdir()
+    (two / "records-1of9.jsonl").write_bytes(whole[:-40])  # what a killed job left
+    assert attack(two, "none", "--jobs", "2") == 0
+    assert searches(one) == searches(two) and len(searches(one)) == 3
+    assert [path.name for path in two.glob("records*")] == ["records.jsonl"]
+    rows = [re.sub(r"[\d.]+ \|$", "", row) for row in capsys.readouterr().out.splitlines()]
+    assert rows[:3] == rows[3:] and "| none | gcg | suffix of 4, end | 3 |" in rows[2]
+    assert whole.splitlines(keepends=True)[0] in (two / "records.jsonl").read_bytes()
+    assert attack(two, "none", "--jobs", "2", "--shard", "1/2") == 2
+
+
+def test_a_job_that_dies_leaves_its_samples_to_the_command(tmp_path, monkeypatch):
+    class Dead:
+        def __init__(self, *arguments, **options):
+            self.wait = self.terminate = lambda: None
+
+    monkeypatch.setattr(cli.subprocess, "Popen", Dead)
+    assert attack(tmp_path, "none", "--jobs", "3") == 0 and len(searches(tmp_path)) == 3
+
+
+def test_a_sample_that_cannot_be_attacked_does_not_keep_the_others_from_it(toy, tmp_path):
+    path, hosts = tmp_path / "records.jsonl", items(toy, "start")[:3]
+
+    def fails(bundle, item, *arguments, **options):
+        if item == hosts[1]:
+            raise ValueError("no row of 12 tokens")
+        return attackers.gcg(bundle, item, *arguments, **options)
+
+    with pytest.raises(ValueError, match="no row of 12 tokens"):
+        attackers.attack_file(toy, ("gcg", fails), hosts, attackers.Budget(1, 4), path)
+    assert [r["id"] for r in evaluation.read_records(path)] == [hosts[0].id, hosts[2].id]
+
+
+def test_a_search_begins_with_what_was_found_on_another_model(tmp_path, capsys):
+    assert attack(tmp_path, "paper", "--start-from", "none") == 2
+    assert "lacks the searches of 3 of 3 samples" in capsys.readouterr().err
+    assert attack(tmp_path, "none") == 0
+    found = {r["id"]: r for r in searches(tmp_path).values()}
+    assert attack(tmp_path, "none", "--start-from", "none", "--steps", "0") == 0
+    again = [r for r in searches(tmp_path).values() if "first" in r]
+    assert [r["first"] for r in again] == [found[r["id"]]["fill"] for r in again]
+    assert [(r["data"], r["obeyed"], r["steps"]) for r in again] == [
+        (found[r["id"]]["data"], found[r["id"]]["obeyed"], 0) for r in again] and len(again) == 3
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["where"] for row in rows] == ["suffix of 4, end", "suffix of 4, end, from none"]
+    assert attack(tmp_path, "none", "--attackers", "strategies", "--start-from", "none") == 2
+
+
+def test_a_summary_keeps_rows_of_other_searches_and_replaces_the_same(tmp_path):
+    path = tmp_path / "summary.json"
+    row = {"model": "none", "attacker": "gcg", "where": "suffix, end", "n": 3}
+    attackers.runs.keep([row, row | {"model": "paper"}], path)
+    attackers.runs.keep([row | {"n": 5}, row | {"where": "prefix, end"}], path)
+    assert [(r["model"], r["where"], r["n"]) for r in json.loads(path.read_text())] == [
+        ("none", "suffix, end", 5), ("paper", "suffix, end", 3), ("none", "prefix, end", 3)]
+
+
+def test_embeddings_are_a_row_for_each_radius(tmp_path, capsys):
+    assert attack(tmp_path, "none", "--attackers", "embeddings", "--radii", "0.01,4") == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["where"] for row in rows] == [
+        "radius 0.01, suffix of 4, end", "radius 4, suffix of 4, end"]
+    assert {(r["radius"], r["moves"]) for r in searches(tmp_path).values()} == {(0.01, 2), (4, 2)}
+
+
 def test_a_larger_radius_reaches_more_and_a_large_one_everything(secured):
     some = items(secured)[:3]
-    found = attackers.reach(secured, some, (1e-4, 8.0), moves=30, size=6)
-    assert found[1e-4].value < found[8.0].value == 1.0
+    tiny, large = ([attackers.embeddings(secured, item, attackers.Budget(30), radius=radius, size=6)
+                    for item in some] for radius in (1e-4, 8.0))
+    assert sum(o.obeyed for o in tiny) < sum(o.obeyed for o in large) == 3
+    assert all(o.steps < 30 and o.queries == o.steps + 1 for o in large)
+    shorter = attackers.embeddings(secured, some[0], attackers.Budget(30), radius=1e-4, moves=2)
+    assert shorter.steps == 2 < tiny[0].steps
 
 
 def test_embeddings_that_may_not_move_are_the_tokens(toy):

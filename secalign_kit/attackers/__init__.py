@@ -16,11 +16,11 @@ model obeyed it, and what it cost. `item` is one of `evaluation.attacked_items` 
     runs           many items, kept as JSON lines, and their table
 """
 
-from . import search
-from .continuous import Reached, continuous, reach
+from . import runs, search
+from .continuous import Reached, continuous, embeddings
 from .gcg import gcg
 from .random_search import random_search
-from .runs import BUDGETS, asr, attack_file, shipped, summary, table
+from .runs import BUDGETS, SHOWN, asr, attack_file, shipped, summary, table
 from .search import Budget, Outcome, Progress, Step, judge
 from .strategies import strategies
 from .universal import Universal, spread, transfer, transfer_table, universal
@@ -29,12 +29,18 @@ from .warm_start import along, warm_start
 ATTACKERS = {"gcg": gcg, "warm_start": warm_start, "random": random_search,
              "strategies": strategies}
 
-WITH_BLANK = frozenset(("gcg", "warm_start", "random"))
-"""Attackers that fill a blank, so that they take `side` and `size`."""
+SEARCHES = ATTACKERS | {"embeddings": embeddings}
+"""What `runs` can run: the attackers, and the one that no text can say."""
+
+WITH_BLANK = frozenset(("gcg", "warm_start", "random", "embeddings"))
+"""Those that fill a blank, so that they take `side` and `size`."""
+
+WITH_START = frozenset(("gcg", "random"))
+"""Attackers that can begin with a given fill."""
 
 __all__ = [
-    "ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Reached", "Step", "Universal",
-    "WITH_BLANK", "along", "asr", "attack_file", "continuous", "gcg", "judge",
-    "random_search", "reach", "search", "shipped", "spread", "strategies", "summary",
-    "table", "transfer", "transfer_table", "universal", "warm_start",
+    "ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Reached", "SEARCHES", "SHOWN",
+    "Step", "Universal", "WITH_BLANK", "WITH_START", "along", "asr", "attack_file", "continuous",
+    "embeddings", "gcg", "judge", "random_search", "runs", "search", "shipped", "spread",
+    "strategies", "summary", "table", "transfer", "transfer_table", "universal", "warm_start",
 ]

@@ -12,16 +12,18 @@ al., arXiv 1902.06705, section 5.4). It is also the attacker of `adversary`, wit
 Limits: one start for each item and seed.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from .. import adversary, models
-from ..evaluation import Item, Rate, rate
+from ..evaluation import Item
 from ..models import Bundle
 from . import blanks
 from .queries import Queries
+from .search import USUAL, Budget, Outcome
 
 STEP = 2.5  # times the radius divided by the moves, as in arXiv 1706.06083
 
@@ -65,8 +67,13 @@ def continuous(bundle: Bundle, item: Item, radius: float = 1.0, moves: int = 100
             offsets = (offsets.detach() - step * slope.sign()).clamp(-limit, limit)
 
 
-def reach(bundle: Bundle, items: Sequence[Item], radii: Sequence[float],
-          **options) -> dict[float, Rate]:
-    """For each radius, how many of the items are obeyed; `options` are those of `continuous`."""
-    return {radius: rate(sum(continuous(bundle, item, radius, **options).obeyed for item in items),
-                         len(items)) for radius in radii}
+def embeddings(bundle: Bundle, item: Item, budget: Budget = USUAL, seed: int = 0,
+               watch: Callable | None = None, **options) -> Outcome:
+    """`continuous` with a move for each step of the budget, as an outcome without text or response.
+
+    How far a move goes depends on their number, so that fifty are not the beginning of a hundred.
+    """
+    began = time.perf_counter()
+    found = continuous(bundle, item, seed=seed, **{"moves": budget.steps} | options)
+    return Outcome(item, found.obeyed, "", found.moves, found.moves + 1,
+                   time.perf_counter() - began, found.loss)

@@ -6,6 +6,8 @@ hundred of them, `{"model": "secalign", "attacker": "gcg", "n": 100, "successes"
 
 A search of 50 steps is the beginning of one of 500, so one run of the largest budget holds all
 smaller ones: success within a budget is success at a step of it.
+
+Several processes at once (`shard`) write a file each, which `gather` makes one.
 """
 
 import json
@@ -18,7 +20,7 @@ from .. import markdown
 from ..evaluation import Item, Rate, rate, read_records
 from ..evaluation.records import as_lines
 from ..models import Bundle, weights_hash
-from ..samples import DATA, fingerprint
+from ..samples import DATA, fingerprint, write_text
 from .search import Budget, Outcome, Progress
 
 Attacker = Callable[..., Outcome]
@@ -27,35 +29,107 @@ Attacker = Callable[..., Outcome]
 BUDGETS = (50, 200, 500)
 """Steps at which success is counted."""
 
+SHOWN = (0, 50, 100, 200, 500)
+"""The columns of the table in docs/attackers.md."""
+
 
 def attack_file(bundle: Bundle, named: tuple[str, Attacker], items: Sequence[Item], budget: Budget,
-                path: Path, seed: int = 0, progress: str = "", **options) -> list[dict]:
+                path: Path, seed: int = 0, progress: str = "", starts: Sequence | None = None,
+                also: Sequence[Path] = (), **options) -> list[dict]:
     """One record per item; each is appended to a JSONL file, and a killed run goes on there.
 
-    `named` is an entry of `ATTACKERS`. Items that the file holds (same weights, attacker, options,
-    seed and candidates) are attacked again only if they withstood fewer steps than the budget has.
-    Raises ValueError for a file of other records.
+    `named` is an entry of `ATTACKERS`. Items that the file or one of `also` holds (same weights,
+    attacker, options, seed and candidates) are attacked again only if they withstood fewer steps
+    than the budget has. `starts` are fills to begin with, one for each item. An item that cannot be
+    attacked does not keep the others from it; its error is raised in the end. Raises ValueError for
+    a file of other records.
     """
     name, attacker = named
-    stored = read_records(path) if path.exists() else []
-    if not all("attacker" in record for record in stored):
-        raise ValueError(f"{path} holds records of no attacker; choose another file")
-    known = {record["key"]: record for record in stored}
-    settings = [bundle.format.name, weights_hash(bundle), name, budget.candidates, seed, options]
-    keys = [_key(settings, item) for item in items]
+    known = _stored(path, *also)
+    each = _options(items, starts, options)
+    keys = _keys(bundle, name, items, budget.candidates, seed, each)
     path.parent.mkdir(parents=True, exist_ok=True)
-    bar = Progress(len(items), progress)
-    for key, item in zip(keys, items, strict=True):
+    bar, failed = Progress(len(items), progress), []
+    for key, item, own in zip(keys, items, each, strict=True):
         if not _answers(known.get(key), budget):
-            found = attacker(bundle, item, budget, seed, watch=bar, **options)
-            known[key] = {"key": key, "attacker": name, "seed": seed, **options,
+            try:
+                found = attacker(bundle, item, budget, seed, watch=bar, **own)
+            except Exception as error:
+                failed.append(error)
+                continue
+            first = {"first": own["start"]} if starts else {}  # `start` is the item's own
+            known[key] = {"key": key, "attacker": name, "seed": seed, **options, **first,
                           "allowed": budget.steps, "candidates": budget.candidates,
                           **record(found)}
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(as_lines([known[key]]))
+            _append(path, [known[key]])
         bar.done(known[key]["obeyed"])
     bar.close()
+    if failed:
+        raise failed[0]
     return [known[key] for key in keys]
+
+
+def fills(bundle: Bundle, name: str, items: Sequence[Item], candidates: int, paths: Sequence[Path],
+          seed: int = 0, **options) -> list[tuple[int, ...]]:
+    """The fills that attacker `name` found for the items, as `attack_file` kept them.
+
+    Raises ValueError if it kept none for one of them.
+    """
+    known = _stored(*paths)
+    keys = _keys(bundle, name, items, candidates, seed, _options(items, None, options))
+    if lacking := sum(key not in known for key in keys):
+        raise ValueError(f"{paths[0]} lacks the searches of {lacking} of {len(keys)} samples to "
+                         f"begin with; attack that model first, with {name} and the same settings")
+    return [tuple(known[key]["fill"]) for key in keys]
+
+
+def shard(folder: Path, text: str) -> tuple[Path, list[Path]]:
+    """Where the searches of shard "k/n" are kept, and which other file holds known ones."""
+    if text == "1/1":
+        return gather(folder), []
+    return folder / f"records-{text.replace('/', 'of')}.jsonl", [folder / "records.jsonl"]
+
+
+def gather(folder: Path) -> Path:
+    """Moves the records of finished or killed shards to `records.jsonl`, whose path it returns."""
+    path = folder / "records.jsonl"
+    parts = sorted(folder.glob("records-*of*.jsonl"))
+    if parts and path.exists():
+        read_records(path)  # which mends a line that a kill cut off
+    for part in parts:
+        _append(path, read_records(part))
+        part.unlink()
+    return path
+
+
+def _stored(*paths: Path) -> dict[str, dict]:
+    """The records of files by their key."""
+    known = {}
+    for path in filter(Path.exists, paths):
+        for one in read_records(path):
+            if "attacker" not in one:
+                raise ValueError(f"{path} holds records of no attacker; choose another file")
+            known[one["key"]] = one
+    return known
+
+
+def _append(path: Path, records: Sequence[Mapping]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(as_lines(records))
+
+
+def _options(items: Sequence[Item], starts: Sequence | None, options: dict) -> list[dict]:
+    """Each item's options: those of all, and its own fill to begin with."""
+    if starts is None:
+        return [options] * len(items)
+    return [options | {"start": list(start)} for _, start in zip(items, starts, strict=True)]
+
+
+def _keys(bundle: Bundle, name: str, items: Sequence[Item], candidates: int, seed: int,
+          each: Sequence[dict]) -> list[str]:
+    settings = [bundle.format.name, weights_hash(bundle), name, candidates, seed]
+    return [fingerprint(json.dumps([[*settings, options], asdict(item)], sort_keys=True))
+            for item, options in zip(items, each, strict=True)]
 
 
 def record(outcome: Outcome) -> dict:
@@ -63,10 +137,6 @@ def record(outcome: Outcome) -> dict:
     found = asdict(outcome)
     flat = found.pop("item") | found | {"losses": [round(x, 2) for x in outcome.losses]}
     return json.loads(json.dumps(flat))  # as it will be read from the file
-
-
-def _key(settings: list, item: Item) -> str:
-    return fingerprint(json.dumps([settings, asdict(item)], sort_keys=True))
 
 
 def _answers(record: Mapping | None, budget: Budget) -> bool:
@@ -86,6 +156,17 @@ def summary(records: Sequence[Mapping]) -> dict:
             "queries": sum(r["queries"] for r in records),
             "seconds": round(sum(r["seconds"] for r in records), 1),
             "near": sum(r["near"] for r in records)}
+
+
+SAME = ("model", "attacker", "where", "target", "candidates", "split", "seed")
+"""What a row of a summary is told by."""
+
+
+def keep(found: Iterable[Mapping], path: Path) -> None:
+    """Puts rows into a summary's file; those of other searches stay there."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    rows = {tuple(row.get(name) for name in SAME): row for row in (*before, *found)}
+    write_text(path, json.dumps([*rows.values()], indent=1) + "\n")
 
 
 def shipped(name: str = "summary") -> list[dict]:
