@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer
 
+from . import roles
 from .chat_format import chat_format
 
 WEIGHTS = "adapter_model.safetensors"
@@ -120,8 +121,10 @@ def refuse_other_base(folder: Path, config: LoraConfig, model) -> None:
                          "they are the same, load the model from a folder")
     with weights(folder) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    roles.refuse_other(folder, config, shapes, model)
     for key, shape in shapes.items():
-        _refuse_shape(folder, config, model, key.removeprefix("base_model.model."), shape)
+        if not key.endswith(f".{roles.named(config)}.weight"):
+            _refuse_shape(folder, config, model, key.removeprefix("base_model.model."), shape)
 
 
 def weights(folder: Path):

@@ -24,6 +24,7 @@ LOSSES = ("dpo", "ipo", "orpo", "kto", "simpo", "sft")  # sft is StruQ's, the ot
 MAKING = ("samples", "naive", "frames", "position", "clean", "responses")  # how pairs are made
 PAIR_POSITIONS = ("end", "start", "random", "everywhere")  # where training shows injections
 ADVERSARY_PLACES = ("suffix", "prefix", "behind", "around", "payload", "any")
+BESIDE = ("none", "role_vectors", "role_embedding", "role_rotation", "defensive_tokens")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -64,6 +65,9 @@ class RunConfig:
     adversary_tokens: int = 12
     adversary_place: str = "suffix"
     start: str = ""  # the adapter to begin with: shipped, a folder or a Hub id; if empty, a new one
+    # what is learned beside the adapter (`roles`); with defensive_tokens, the weights stay as they
+    # are and only the tokens are learned
+    beside: str = "none"
     max_length: int = 256
     lora_r: int = 16
     lora_alpha: int = 16
@@ -103,6 +107,12 @@ class RunConfig:
         if self.adversary_moves and not self.shared_prefix:
             raise ValueError("shared_prefix false means TRL's own step, which has no adversary; "
                              "leave it true or set adversary_moves=0")
+        if self.beside not in BESIDE:
+            raise ValueError(f"beside is {self.beside!r}; choose one of {', '.join(BESIDE)}")
+        if self.beside == "defensive_tokens" and (self.loss == "kto" or not self.shared_prefix):
+            raise ValueError("defensive_tokens keep the weights frozen, which loss kto and "
+                             "shared_prefix false would train; choose another loss, leave "
+                             "shared_prefix true, or set beside=none")
         if self.naive + self.frames > 1:
             raise ValueError(f"naive and frames are {self.naive} and {self.frames}; together they "
                              "can be 1 at most")

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from . import adapters, budget, fetch, fused, ranks
+from . import adapters, budget, fetch, fused, ranks, roles
 from .budget import Shape
 from .chat_format import CHAT, chat_format
 from .config import RunConfig
@@ -116,7 +116,8 @@ def refuse_beyond(bundle: "Bundle", lengths: Iterable[int], what: str = "prompt"
 def positions(bundle: "Bundle") -> float:
     """The longest sequence in tokens that the model was built for; infinite if it says none."""
     found = getattr(bundle.model.config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else math.inf
+    found = found if isinstance(found, int) and found > 0 else math.inf
+    return found - roles.taken(bundle.model)
 
 
 def shape_of(name: str) -> Shape:
@@ -518,24 +519,34 @@ def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
         raise ValueError(f"adapter {str(folder)!r} was trained on top of {' and '.join(stages)}, "
                          f"which model {bundle.name!r} lacks; load both with "
                          f"models.load({bundle.name!r}, adapter={str(path)!r})")
-    adapters.refuse_other_base(folder, config,
-                               bundle.model.get_base_model() if peft else bundle.model)
+    base = bundle.model.get_base_model() if peft else bundle.model
+    adapters.refuse_other_base(folder, config, base)
+    beside = roles.named(config)
+    if beside != "none":
+        roles.refuse(base, bundle.tokenizer, bundle.format, beside)
     base = bundle.model.unload() if peft else bundle.model
+    roles.put(base, bundle.tokenizer, bundle.format, beside)
     # peft puts its layers into the model that it is given, so there is no bundle without them left
     model = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
     try:
         adapters.refuse_missing(folder, model)
     except ValueError:
         bundle.model, bundle.adapter = model.unload(), None
+        roles.take_off(bundle.model)
         raise
     bundle.model, bundle.adapter = model.eval(), str(folder)
     return bundle
 
 
-def lora(r: int, alpha: int, dropout: float, targets: tuple[str, ...]) -> LoraConfig:
-    """A LoRA configuration (paper, section 4.1: r 64, alpha 8, dropout 0.1 on q_proj, v_proj)."""
+def lora(r: int, alpha: int, dropout: float, targets: tuple[str, ...],
+         beside: str = "none") -> LoraConfig:
+    """A LoRA configuration (paper, section 4.1: r 64, alpha 8, dropout 0.1 on q_proj, v_proj).
+
+    With the part of `roles` that stands beside it.
+    """
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets),
-                      bias="none", task_type="CAUSAL_LM")
+                      bias="none", task_type="CAUSAL_LM",
+                      modules_to_save=None if beside == "none" else [beside])
 
 
 def weights_hash(bundle: Bundle) -> str:

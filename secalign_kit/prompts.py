@@ -232,6 +232,21 @@ def audit(tokenizer, fmt: PromptFormat, encoded: EncodedPrompt) -> list[int]:
     return [i for i in _reserved_positions(layout, encoded.ids) if encoded.roles[i] == "data"]
 
 
+def data_marks(tokenizer, fmt: PromptFormat) -> tuple[tuple[int, ...], frozenset[int]]:
+    """The ids of the data delimiter, and the reserved ids; the first of these ends the data.
+
+    So ids alone say which tokens of a prompt are data, as `encode` does, even while it is read: no
+    data hold a reserved id. Raises ValueError for a format that marks the data otherwise.
+    """
+    layout = _layout(tokenizer, fmt)
+    if (layout.lead["data"] or layout.reserved.isdisjoint(layout.data)
+            or layout.response[0] not in layout.reserved):
+        raise ValueError(f"format {fmt.name!r} has no reserved tokens right before and behind the "
+                         "data, so that ids do not say which tokens are data; choose another "
+                         "format, or beside=none")
+    return layout.data, layout.reserved
+
+
 @dataclass(frozen=True)
 class _Layout:
     """A format in the ids of a tokenizer.

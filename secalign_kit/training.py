@@ -55,7 +55,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
-from peft import set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Sampler
@@ -74,6 +74,7 @@ from . import (
     parity,
     preference,
     ranks,
+    roles,
     shared_prefix,
 )
 from .adversary import Adversary
@@ -398,6 +399,7 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     """
     rows = encode_pairs(bundle, dataset, config.max_length)
     parity.check(bundle, rows)
+    refuse_beside(config, bundle)
     spans = {}
     if config.adversary_moves:
         adversary.refuse(bundle)
@@ -413,6 +415,19 @@ def prepare(config: RunConfig, bundle: Bundle, dataset: Dataset, progress: bool 
     columns = {key: [row[key] for row in rows] for key in rows[0]}
     return Dataset.from_dict(columns | spans | {"ref_chosen_logps": chosen.tolist(),
                                         "ref_rejected_logps": rejected.tolist()})
+
+
+def refuse_beside(config: RunConfig, bundle: Bundle) -> None:
+    """Raises ValueError for a model that cannot have what the run learns beside its adapter."""
+    if config.beside == "none":
+        return
+    roles.refuse(bundle.model, bundle.tokenizer, bundle.format, config.beside)
+    if not shared_prefix.sharing(bundle.model).caches:
+        raise ValueError(f"the layers of model {bundle.name!r} do not let a prompt be read once, "
+                         f"which {config.beside} need; choose another model, or beside=none")
+    if ranks.sharded():
+        raise ValueError(f"{config.beside} need the whole model on every rank; train without FSDP, "
+                         "or set beside=none")
 
 
 def supervises(config: RunConfig) -> bool:
@@ -496,10 +511,12 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
                                   half=bundle.model.dtype == torch.float16)
     if models.multiplies_in_bf16(bundle):
         arguments.gradient_checkpointing_kwargs["context_fn"] = models.around_checkpoints
+    roles.put(bundle.model, bundle.tokenizer, bundle.format, config.beside, config.seed)
     common = dict(
         args=arguments, train_dataset=rows, processing_class=bundle.tokenizer,
         callbacks=list(callbacks), peft_config=models.lora(
-            config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets))
+            config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets,
+            config.beside))
     # DDP looks for weights without a gradient only where there are some: beside a text model
     text = bundle.model.config.get_text_config()
     arguments.ddp_find_unused_parameters = text is not bundle.model.config
@@ -518,9 +535,10 @@ def build_trainer(config: RunConfig, bundle: Bundle, rows: Dataset, folder: Path
                       stacklevel=2)
         trainer = EncodedDPOTrainer(bundle.model, **common)
     trainer.remove_callback(PrinterCallback)
-    for parameter in trainer.model.parameters():
+    for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:  # TRL casts the LoRA of quantized models to bf16
             parameter.data = parameter.data.float()
+            parameter.requires_grad_(roles.trained(config.beside, name))
     models.keep_gradients(trainer.model)
     if config.start:
         begin_with(trainer.model, config)
@@ -536,7 +554,8 @@ def begin_with(model, config: RunConfig) -> None:
     folder = starting_adapter(config)
     adapters.refuse_other_base(folder, adapters.read(folder), model.get_base_model())
     adapters.refuse_missing(folder, model)
-    set_peft_model_state_dict(model, load_file(folder / adapters.WEIGHTS))
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)  # where it has nothing
+    set_peft_model_state_dict(model, own | load_file(folder / adapters.WEIGHTS))
 
 
 def starting_adapter(config: RunConfig) -> Path:
@@ -550,6 +569,8 @@ def starting_adapter(config: RunConfig) -> Path:
         if found != wanted:
             raise ValueError(f"the adapter {config.start!r} to start with has {name} {found} and "
                              f"the run {wanted}; set {name} as the adapter has it")
+    if stored.modules_to_save == [config.beside]:
+        stored.modules_to_save = None  # the run's adapter has them too
     other = adapters.unscalable(stored) or next(
         (name for name in ("use_rslora", "rank_pattern", "alpha_pattern") if getattr(stored, name)),
         "")
@@ -643,6 +664,7 @@ def untrained(model):
     base = shared_prefix.base_of(model)
     if base is not model:
         base = model.unload()
+    roles.take_off(base)
     base.gradient_checkpointing_disable()
     with contextlib.suppress(AttributeError):  # of a model that has no such hook
         base.disable_input_require_grads()

@@ -16,8 +16,8 @@ import secalign_kit
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "secalign_kit"
 RIVER = ["visible", "markdown", "progress", "files", "samples", "english", "config", "injections",
-         "frames", "pairs", "tokenization", "prompts", "chat_format", "adapters", "budget",
-         "memory", "ranks", "fetch", "fused", "models", "preference", "shared_prefix",
+         "frames", "pairs", "tokenization", "prompts", "chat_format", "roles", "adapters",
+         "budget", "memory", "ranks", "fetch", "fused", "models", "preference", "shared_prefix",
          "generation", "logprobs", "parity", "adversary", "training", "defenses", "evaluation",
          "attackers", "figures", "report", "demo", "real", "studies", "toy", "application",
          "export", "widgets", "cli", "__main__"]

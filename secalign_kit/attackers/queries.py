@@ -40,10 +40,12 @@ class Queries:
         # without exact caches every fill is read whole
         self.head = blank.slots[0] if shared_prefix.sharing(self.model).caches else 0
         self.layers: list[tuple] = []  # keys and values [1, heads, tokens, size] of each layer
+        self.before = 0  # tokens of the cache that stand before the prompt (`roles`)
         self.present: torch.Tensor | None = None  # the fill whose tokens they are
         if self.head:
             with torch.no_grad():
                 self._keep(self._read(self.ids[None, : self.head], 0))
+            self.before = self.layers[0][0].shape[2] - self.head
 
     def stand_on(self, fill: Sequence[int]) -> None:
         """Makes this the present fill, whose beginning others share."""
@@ -123,7 +125,7 @@ class Queries:
         """The decoder's output for ids [B, T] or vectors [B, T, H] that begin at `start`."""
         cache = DynamicCache() if self.head else None
         for number, (keys, values) in enumerate(self.layers if start else ()):
-            cache.update(*(x[:, :, :start].expand(len(given), -1, -1, -1)
+            cache.update(*(x[:, :, : self.before + start].expand(len(given), -1, -1, -1)
                            for x in (keys, values)), number)
         kind = "inputs_embeds" if given.is_floating_point() else "input_ids"
         mask = torch.ones(len(given), start + given.shape[1], dtype=torch.long, device=self.device)

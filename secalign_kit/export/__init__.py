@@ -19,7 +19,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .. import adapters, application, models, training
+from .. import adapters, application, models, roles, training
 from ..application import Source
 from ..models import Bundle
 from ..samples import write_text
@@ -99,6 +99,9 @@ def _refuse_uncarried(source: Source, name: str, kind: str) -> None:
     if kind == "adapter" and (staged or source.model.endswith(".gguf")):
         raise ValueError(f"{str(name)!r} stands on {source.model}, which no server loads as a base "
                          "model; use --merged")
+    if (beside := roles.named(adapters.read(source.adapter))) != "none":
+        raise ValueError(f"{str(name)!r} has {beside} beside its adapter, which a plain model "
+                         "cannot carry; ask it through secalign_kit.load")
     files = {path.name for path in source.adapter.glob("*.safetensors")} - CARRIED
     if files:
         raise ValueError(f"{str(name)!r} has {', '.join(sorted(files))} beside its adapter, which "
