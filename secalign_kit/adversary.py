@@ -260,8 +260,9 @@ def portrait(bundle: Bundle, adversary: Adversary, row: dict) -> dict:
     """What the moves do to one row of `training.prepare`, to look at.
 
     `before` and `after` are the rejected answer's mean log p per token in nats; `tokens` holds for
-    each free token its text, the text of the token whose embedding is nearest after the moves, and
-    how far it went and how far that one is, in root mean squares of a whole embedding.
+    each free token its text and its `neighbour`, the other token with the nearest embedding, how
+    far off that is (`gap`), the `nearest` token after the moves, how far it `went`, and its
+    `distance` from that one. All lengths are in root mean squares of a whole embedding.
 
     Raises ValueError for a row without an injection.
     """
@@ -279,17 +280,20 @@ def portrait(bundle: Bundle, adversary: Adversary, row: dict) -> dict:
         tokens = shared_prefix.token_logprobs(
             bundle.model, batch | {"replaced": (attack["row"], attack["at"], vectors)})
         ids = torch.arange(table.num_embeddings, device=bundle.device)
-        far, nearest = torch.cdist(vectors, table(ids).float()).min(1)
-        went = (vectors - table(batch["input_ids"][attack["row"], attack["at"]])).norm(dim=1)
+        known, own = table(ids).float(), batch["input_ids"][attack["row"], attack["at"]]
+        far, nearest = torch.cdist(vectors, known).min(1)
+        others = torch.cdist(known[own], known).scatter(1, own[:, None], torch.inf)
+        gap, neighbour = others.min(1)
+        went = (vectors - known[own]).norm(dim=1)
     unit = root_mean_square(bundle) * adversary.width**0.5
-    texts = [bundle.tokenizer.decode([i]) for i in [*(pair[0][at] for at in free),
-                                                    *nearest.tolist()]]
-    keys = ("token", "nearest", "went", "distance")
-    columns = (texts[: len(free)], texts[len(free) :], (went / unit).tolist(),
-               (far / unit).tolist())
+    texts = {name: [bundle.tokenizer.decode([i]) for i in found.tolist()] for name, found in
+             (("token", own), ("neighbour", neighbour), ("nearest", nearest))}
+    lengths = {name: (found / unit).tolist() for name, found in
+               (("gap", gap), ("went", went), ("distance", far))}
+    columns = texts | lengths
     return {"before": before.item(), "after": tokens[batch["rejected"] == 1].mean().item(),
-            "tokens": [dict(zip(keys, values, strict=True))
-                       for values in zip(*columns, strict=True)]}
+            "tokens": [dict(zip(columns, values, strict=True))
+                       for values in zip(*columns.values(), strict=True)]}
 
 
 def plain_attacked(model, prompt: Sequence[int], rejected: Sequence[int], free: Sequence[int],

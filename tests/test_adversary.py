@@ -219,6 +219,15 @@ def test_a_portrait_says_where_the_tokens_went(config, secured):
         assert told["distance"] <= told["went"] + 1e-5  # the token itself is one of them
         if told["nearest"] == told["token"]:
             assert told["distance"] == pytest.approx(told["went"], abs=1e-3)
+        table = secured.model.get_input_embeddings().weight.detach().float()
+        one, other = (secured.tokenizer.encode(told[name], add_special_tokens=False)
+                      for name in ("token", "neighbour"))
+        if len(one) == len(other) == 1:  # the text is read as the token that it is of
+            lengths = (table - table[one[0]]).norm(dim=1)
+            assert one != other and sorted(lengths.tolist())[1] == pytest.approx(
+                lengths[other[0]].item(), abs=1e-4)
+            unit = table.square().mean().sqrt() * table.shape[1] ** 0.5
+            assert told["gap"] == pytest.approx((lengths[other[0]] / unit).item(), rel=0.01)
     with pytest.raises(ValueError, match="no injection"):
         adversary.portrait(secured, drawer, row | {"spans": []})
 

@@ -65,6 +65,8 @@ ANSWERS = dict(zip(KINDS, (rate(k, 100) for k in (40, 3, 30, 27, 0, 0, 0, 0)), s
 SEARCHES = {"insecure": [{"losses": [2.0, 0.5], "obeyed": True, "steps": 1}],
             "secure": [{"losses": [9.0, 8.0, 7.5, 7.0], "obeyed": False, "steps": 3},
                        {"losses": [9.0, 3.0, 1.0], "obeyed": True, "steps": 2}]}
+MOVED = [{"token": " Copy", "neighbour": "$x_{", "gap": 1.2, "nearest": " Copy", "went": 0.7},
+         {"token": ".", "neighbour": "\u202e", "gap": 0.5, "nearest": " owl", "went": 0.9}]
 CURVES = {"SecAlign": [(100, RATE), (10, RATE)], "StruQ": [(100, RATE), (20, RATE)]}
 
 
@@ -85,6 +87,7 @@ def every_figure():
         "answer_kinds": figures.answer_kinds({"insecure": ANSWERS, "secure": ANSWERS}),
         "rate_curves": figures.rate_curves(CURVES, "pairs", log_x=True),
         "searches": figures.searches(SEARCHES),
+        "embedding_moves": figures.embedding_moves(MOVED),
     }
 
 
@@ -402,6 +405,18 @@ def test_rate_curves_refuse_what_cannot_be_drawn():
     with pytest.raises(ValueError, match="x is 0; a log axis"):
         figures.rate_curves({"a": [(0, RATE)]}, "strength", log_x=True)
     opened(figures.rate_curves({"$a_{$": [(0, RATE), (1, RATE)]}, "strength"))
+
+
+def test_moved_embeddings_are_arrows_beside_their_nearest_neighbours():
+    axes, = figures.embedding_moves(MOVED).axes
+    arrows = [text.xy for text in axes.texts if hasattr(text, "arrow_patch")]
+    assert arrows == [(0.7, 0), (0.9, 1)]
+    marks = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if len(line.get_xdata())]
+    assert marks == [(1.2, 0), (0.5, 1)]
+    said = words(axes.figure)
+    assert "Copy \u2192 Copy" in said and "[U+202E]" in said and "$x_{" in said
+    with pytest.raises(ValueError, match="no tokens"):
+        figures.embedding_moves([])
 
 
 def test_searches_show_their_losses_and_what_each_budget_buys():

@@ -14,7 +14,7 @@ bars with Wilson intervals. Nothing is shown, saved or kept in global state; `pn
     rates      rates over a number that was varied; the strength dial
     asr        attack success rates, attack by attack, place by place
     answers    what was answered instead, as parts of a whole
-    searches   attacks that search: loss by step, success by budget
+    searches   attacks that search: loss by step, success by budget; embeddings moved
     tradeoff   security beside utility
 
 Limits: texts are drawn in DejaVu Sans Mono, which has no Chinese or emoji; characters without a
@@ -29,7 +29,7 @@ from .diagram import diagram
 from .loss import loss_curve
 from .palette import HATCH, INK, LINE, MARKER, PALETTE, PAPER
 from .rates import rate_curves, strength_dial
-from .searches import searches
+from .searches import embedding_moves, searches
 from .shift import before_after, log_prob_clouds, margin_histogram, shift_scatter
 from .tokens import role_strip, token_strip
 from .tradeoff import tradeoff
@@ -37,8 +37,8 @@ from .training import compare_training, training_curves, trajectory
 from .weights import update_norms
 
 __all__ = [
-    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars",
-    "attack_bars", "attack_places", "before_after", "compare_training", "diagram", "image",
+    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars", "attack_bars",
+    "attack_places", "before_after", "compare_training", "diagram", "embedding_moves", "image",
     "log_prob_clouds", "loss_curve", "margin_histogram", "png", "rate_curves", "role_strip",
     "searches", "shift_scatter", "shown_width", "strength_dial", "token_strip", "tradeoff",
     "training_curves", "trajectory", "update_norms", "words",

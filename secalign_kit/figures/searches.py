@@ -1,12 +1,12 @@
-"""Attacks that search: their loss step by step, and what a budget buys."""
+"""Attacks that search: their loss step by step, what a budget buys, how far embeddings move."""
 
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
 from ..evaluation import rate
-from .canvas import drawable, dress, legend_below, sheet
-from .palette import INK, looks
+from .canvas import drawable, dress, legend_below, sheet, write
+from .palette import INK, PALETTE, looks
 from .rates import percent
 
 
@@ -41,4 +41,34 @@ def searches(found: Mapping[str, Sequence[Mapping]]) -> Figure:
     dress(loss, "The search (a mark: obeyed)", "step", "\u2212log p of what is wanted (nats)")
     dress(share, "What a budget buys", "steps allowed", "% of samples obeyed")
     legend_below(fig, [share], 2)
+    return fig
+
+
+def embedding_moves(tokens: Sequence[Mapping]) -> Figure:
+    """How far an attacker moved embeddings, and where the nearest other tokens lie.
+
+    `tokens`: those of `adversary.portrait`, a line for each. A line names the token and, behind the
+    arrow, the one that is nearest after the moves. Raises ValueError for no tokens.
+    """
+    if not tokens:
+        raise ValueError("embedding_moves: no tokens; pass those of adversary.portrait.")
+    fig, axes = sheet(7.6, 0.33 * len(tokens) + 1.5)
+    color = PALETTE["injection"]
+    for y, told in enumerate(tokens):
+        axes.annotate("", (told["went"], y), (0, y),
+                      arrowprops={"arrowstyle": "->", "color": color, "linewidth": 1.8})
+        axes.plot(told["gap"], y, marker="|", markersize=11, color=INK)
+        write(axes, told["gap"], y, f"  {drawable(told['neighbour'].strip(), 16)}", 8.5)
+    names = [f"{drawable(told['token'].strip(), 16)} \u2192 {drawable(told['nearest'].strip(), 16)}"
+             for told in tokens]
+    axes.set_yticks(range(len(tokens)), names, parse_math=False)
+    axes.set_ylim(len(tokens) - 0.5, -0.5)
+    axes.set_xlim(0, 1.3 * max(max(told["gap"], told["went"]) for told in tokens))
+    axes.plot([], [], marker=">", color=color, label="moved so far")
+    axes.plot([], [], marker="|", color=INK, linestyle="", markersize=11,
+              label="the nearest other token")
+    dress(axes, "How far the embeddings were moved",
+          "distance from the token's own embedding (lengths of an ordinary one)",
+          "token \u2192 nearest after the moves")
+    legend_below(fig, [axes], 2)
     return fig
