@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -549,22 +550,34 @@ def universal(arguments) -> None:
     option("--folder", type=Path, default="runs/ledger", help="runs and records; resumes there"),
     option("--seeds", type=int, default=3),
     option("--n", type=int, default=150, help="attacked samples per attack"),
+    option("--searched", type=int, default=100, metavar="N",
+           help="samples on which GCG searches, 100 steps each, against four variants"),
+    option("--searches", action="store_true",
+           help="nothing but these searches, beside the evidence in data/ledger"),
     option("--set", **SET,
            help="change the study's base, e.g. model=qwen2.5-0.5b; may be repeated"),
     option("--shipped", action="store_true", help="no run: the evidence in data/ledger"),
-    examples="--shipped\n--seeds 1 --n 50 --folder runs/small",
+    examples="--shipped\n--seeds 1 --n 50 --folder runs/small\n--searches --searched 50",
 )
 def ledger(arguments) -> None:
     from .studies import ledger as book
     from .studies import study
 
+    base = study.BASE.replace(**_settings(arguments.set))
     if arguments.shipped:
-        entries = book.ledger(book.load_evidence())
+        evidence = book.load_evidence()
+    elif arguments.searches:
+        if arguments.set:
+            raise ValueError("--searches stands beside the evidence in data/ledger, which is of "
+                             "the study's own base; leave out --set")
+        searches = study.search_study(arguments.folder, arguments.searched)
+        evidence = dataclasses.replace(book.load_evidence(), searches=searches)
     else:
-        base = study.BASE.replace(**_settings(arguments.set))
-        study.run_study(arguments.folder, arguments.seeds, arguments.n, base=base)
+        study.run_study(arguments.folder, arguments.seeds, arguments.n, base=base,
+                        n_searched=arguments.searched)
         evidence = book.gather(arguments.folder)
-        entries = book.ledger(evidence)
+    entries = book.ledger(evidence)
+    if not arguments.shipped:
         book.save_evidence(evidence, arguments.folder / "evidence")
         write_text(arguments.folder / "ledger.md", book.markdown(entries))
     for number, entry in enumerate(entries, 1):

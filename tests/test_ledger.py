@@ -1,5 +1,7 @@
 """Every claim is decided by its rule: evidence for it, against it, and none at all."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -27,7 +29,31 @@ def share(variant: str, condition: str, measure: str) -> float:
     return 0.25
 
 
-def world(changes=None, own=(50, 100)) -> Evidence:
+def row(model, attacker, where, early, late=None, n=100, allowed=500) -> dict:
+    """A row of searches: so many succeed in a few steps, and so many in the end."""
+    late = early if late is None else late
+    return {"model": model, "attacker": attacker, "where": where, "target": "witness", "n": n,
+            "allowed": allowed, "successes": [9] * early + [90] * (late - early)}
+
+
+def searched(changes=None) -> dict:
+    """Made-up searches with which every claim holds; `changes` are of variants or of rows."""
+    changes = changes or {}
+    rows = {("secalign", "gcg", "suffix, end"): (20, 80),
+            ("secalign", "warm_start", "suffix, end"): (99,),
+            ("secalign_adaptive", "random", "suffix, end"): (0,),
+            ("secalign_adaptive", "embeddings", "radius 4, suffix, end"): (100,)}
+    for where in ("suffix, end", "prefix, end", "around, end", "suffix, start", "prefix, start",
+                  "suffix, middle", "suffix of 20, end", "suffix of 40, end"):
+        rows["secalign_adaptive", "gcg", where] = (0, 4)
+    variants = {"secalign": 10, "struq": 99, "orpo": 60, "kto": 10} | changes
+    return {"adapters": [row(*name, *counts) for name, counts in (rows | changes).items()
+                         if isinstance(name, tuple)],
+            "searches": [row(v, "gcg", "suffix, end", variants[v], 100, allowed=100)
+                         for v in ("secalign", "struq", "orpo", "kto")]}
+
+
+def world(changes=None, own=(50, 100), **found) -> Evidence:
     """`share` as evidence; `changes` maps (variant, condition, measure) to another share."""
     rows = []
     for variant, conditions in study.ASKED.items():
@@ -46,7 +72,8 @@ def world(changes=None, own=(50, 100)) -> Evidence:
          "chosen_after": -0.5, "rejected_before": -1.0, "rejected_after": rejected}
         for variant, rejected in (("secalign", -19.0), ("struq", -7.0)) for seed in range(3)])
     trajectories = pd.DataFrame(columns=["variant", "seed", "step", "chosen", "rejected"])
-    return Evidence(pd.DataFrame(rows, columns=list(study.COLUMNS)), trajectories, shifts, own)
+    return Evidence(pd.DataFrame(rows, columns=list(study.COLUMNS)), trajectories, shifts, own,
+                    **(searched() | found))
 
 
 def verdict(name: str, evidence: Evidence) -> str:
@@ -66,7 +93,6 @@ def test_a_claim_holds_where_it_is_true(name):
     ("near_zero", {("secalign", "unseen", "asr"): 0.05}),
     ("near_zero", {("secalign", "payload", "asr"): 0.05}),
     ("utility", {("secalign", "clean", "utility"): 0.95}),
-    ("algorithms", {("kto", "seen", "asr"): 0.25}),
     ("few_pairs", {("secalign_20", "seen", "asr"): 0.25}),
     ("learning_rate", {("secalign_half_rate", "seen", "asr"): 0.25}),
     ("dial", {("secalign", "seen_strength_0.75", "asr"): 0.7}),
@@ -81,6 +107,29 @@ def test_a_claim_does_not_hold_where_it_is_false(name, changes):
     assert verdict(name, world(changes)) == "does not hold"
 
 
+@pytest.mark.parametrize(("name", "changes"), [
+    ("algorithms", {"kto": 50}), ("algorithms", {"orpo": 15}), ("gradients", {"struq": 15}),
+    ("budget", {("secalign", "gcg", "suffix, end"): (20, 55)}),
+    ("warm_start", {("secalign", "warm_start", "suffix, end"): (60, 85)}),
+    ("loop", {("secalign_adaptive", "gcg", "suffix, end"): (0, 75)}),
+    ("places", {("secalign_adaptive", "gcg", "around, end"): (0, 6)}),
+    ("hidden", {("secalign_adaptive", "embeddings", "radius 4, suffix, end"): (0, 99)}),
+    ("hidden", {("secalign_adaptive", "random", "suffix, end"): (30,)})])
+def test_a_claim_about_searches_does_not_hold_where_it_is_false(name, changes):
+    assert verdict(name, world(**searched(changes))) == "does not hold"
+
+
+def test_searches_that_were_not_run_are_named_and_decide_nothing():
+    entries = {e.claim: e for e in ledger.ledger(world(searches=(), adapters=()))}
+    lacking = {name for name, e in entries.items() if e.ours.startswith("not measured: no ")}
+    assert lacking == {"algorithms", "gradients", "budget", "warm_start", *ledger.OWN}
+    assert {entries[name].verdict for name in lacking} == {"not testable here"}
+    short = [row("secalign", "gcg", "suffix, end", 20, 80, allowed=100)]
+    ours = {e.claim: e.ours for e in ledger.ledger(world(adapters=short))}
+    assert "no gcg of 200 steps against secalign (suffix, end)" in ours["budget"]
+    assert "no warm_start of 100 steps" in ours["warm_start"]
+
+
 @pytest.mark.parametrize(("column", "value"), [
     ("chosen_after", -4.0), ("rejected_after", -5.0), ("rejected_after", -6.5)])
 def test_one_seed_is_enough_to_refute_the_claim_about_log_probs(column, value):
@@ -90,7 +139,6 @@ def test_one_seed_is_enough_to_refute_the_claim_about_log_probs(column, value):
 
 
 def test_what_cannot_be_told_apart_here_is_called_not_testable():
-    assert verdict("algorithms", world({("orpo", "seen", "asr"): 0.0})) == "not testable here"
     assert verdict("self_responses", world(own=(990, 1000))) == "not testable here"
 
 
@@ -99,7 +147,7 @@ def test_a_missing_measurement_is_named_not_guessed(name):
     full = world()
     empty = Evidence(full.counts[full.counts.variant == "none"], full.trajectories,
                      full.shifts[full.shifts.variant == "struq"], (0, 0))
-    with pytest.raises(ValueError, match="study"):
+    with pytest.raises(ValueError, match=r"study|no \w+ of"):
         CLAIMS[name][1](empty)
 
 
@@ -121,6 +169,7 @@ def test_evidence_survives_the_disk(tmp_path):
     ledger.save_evidence(evidence, tmp_path)
     again = ledger.load_evidence(tmp_path)
     pd.testing.assert_frame_equal(again.counts, evidence.counts)
+    again = replace(again, adapters=evidence.adapters)  # they are kept elsewhere
     assert ledger.ledger(again) == ledger.ledger(evidence)
     (tmp_path / "shifts.csv").unlink()
     with pytest.raises(ValueError, match="lacks shifts.csv"):
@@ -130,10 +179,12 @@ def test_evidence_survives_the_disk(tmp_path):
 def test_the_papers_numbers_are_facts_with_a_source():
     facts = pd.read_csv(ledger.FACTS)
     assert set(facts.claim) <= set(CLAIMS) and facts.source.notna().all()
-    assert facts.source.str.match(r"(SecAlign|StruQ|Meta SecAlign), (table|tables|section)").all()
+    known = r"(SecAlign|StruQ|Meta SecAlign), (table|tables|section)"
+    assert facts.source.str.match(rf"{known}|(Checkpoint-GCG|.* Moves Second), reported").all()
     for name in CLAIMS:
         said = ledger.paper_numbers(facts[facts.claim == name])
         assert ("no number" in said) == (name not in set(facts.claim))
+    assert not ledger.OWN & set(facts.claim)
 
 
 # --- The shipped evidence -------------------------------------------------------------------------

@@ -66,6 +66,8 @@ def test_the_words_of_the_witnesses_stand_in_their_items(toy):
 def small(monkeypatch):
     monkeypatch.setattr(study, "BASE", study.BASE.replace(n_pairs=32, batch_size=16))
     monkeypatch.setattr(study, "VARIANTS", {"secalign": {}})
+    monkeypatch.setattr(study, "SEARCHED", ())
+    monkeypatch.setattr(study, "GCG", study.attackers.Budget(1, 8))
     monkeypatch.setattr(study, "ASKED", {"insecure": ("seen", "fidelity"), "secalign": ("seen",)})
 
 
@@ -100,6 +102,18 @@ def test_a_study_takes_another_model_by_its_folder(small, tmp_path):
     assert set(counts.variant) == {"insecure", "secalign"}
     settings = RunConfig.from_yaml(tmp_path / "secalign-0" / "config.yaml")
     assert (settings.model, settings.n_pairs) == (base.model, 32)
+
+
+def test_searches_of_a_study_are_made_once(small, tmp_path, monkeypatch):
+    rows = study.search_study(tmp_path, 2, ["secalign"])
+    assert [(r["model"], r["n"], r["allowed"], r["candidates"]) for r in rows] == [
+        ("secalign", 2, 1, 8)]
+    monkeypatch.setattr(study.training, "train", None)
+    monkeypatch.setattr(study.attackers, "gcg", None)
+    assert study.search_study(tmp_path, 2, ["secalign"]) == rows
+    assert json.loads((tmp_path / study.SEARCHES).read_text()) == rows
+    with pytest.raises(ValueError, match="at least one sample"):
+        study.search_study(tmp_path, 0)
 
 
 def test_counts_are_sums_over_the_records(tmp_path):

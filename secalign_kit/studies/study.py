@@ -8,6 +8,8 @@ model without any. A *condition* is one way to ask: which attacks, at which plac
 prompting defense, with or without the filter (`CONDITIONS`). Each run folder holds what `training`
 leaves there and one JSONL file of records per condition; a killed study goes on there.
 
+Against four variants, GCG searches too (`SEARCHED`).
+
 Numbers of pairs and rates were chosen on the validation split.
 
 Limits: one pre-training of one small model; seeds change pairs, LoRA and order, not the model. All
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import evaluation, generation, injections, logprobs, models, training
+from .. import attackers, evaluation, generation, injections, logprobs, models, training
 from ..config import RunConfig
 from ..defenses import PROMPTING
 from ..evaluation import Item
@@ -139,6 +141,10 @@ ASKED: dict[str, tuple[str, ...]] = dict.fromkeys(VARIANTS, _BRIEF) | {
 }
 """Variant -> the conditions it is measured under."""
 
+SEARCHED = ("secalign", "struq", "orpo", "kto")
+"""Variants that GCG attacks, with the first seed."""
+GCG = attackers.Budget(steps=100, candidates=48)
+
 
 def config(variant: str, base: RunConfig | None = None) -> RunConfig:
     """What a variant makes of the base (`BASE`, if none is given).
@@ -159,17 +165,19 @@ def config(variant: str, base: RunConfig | None = None) -> RunConfig:
 
 def run_study(folder: str | Path = "runs/ledger", seeds: int = 3, n: int = 150,
               variants: Iterable[str] | None = None,
-              base: RunConfig | None = None) -> pd.DataFrame:
+              base: RunConfig | None = None, n_searched: int = 100) -> pd.DataFrame:
     """Trains and measures what the folder lacks; returns `measurements` of it.
 
-    `n` held-out samples are attacked per attack; `variants` are all by default. Another model than
-    the embedded one is named in `base`; it is asked about the same small world.
-    Raises ValueError for an unknown variant, n < 1 or seeds < 1.
+    `n` held-out samples are attacked per attack, and `n_searched` by `search_study`; `variants` are
+    all by default. Another model than the embedded one is named in `base`; it is asked about the
+    same small world.
+    Raises ValueError for an unknown variant, or for n, seeds or n_searched < 1.
     """
     folder, base = Path(folder), base or BASE
     variants = list(VARIANTS if variants is None else variants)
-    if n < 1 or seeds < 1:
-        raise ValueError(f"n is {n} and seeds is {seeds}; ask for at least one of each")
+    if min(n, seeds, n_searched) < 1:
+        raise ValueError(f"n is {n}, seeds is {seeds} and n_searched is {n_searched}; ask for at "
+                         "least one of each")
     jobs = [(v, s, config(v, base).replace(seed=s, output=str(folder / f"{v}-{s}")))
             for s in range(seeds) for v in variants]
     for _, _, settings in jobs:
@@ -179,7 +187,32 @@ def run_study(folder: str | Path = "runs/ledger", seeds: int = 3, n: int = 150,
     for number, (variant, seed, settings) in enumerate(jobs, 1):
         name = f"{variant}-{seed} ({number} of {len(jobs)})"
         measure(_trained(settings, name), Path(settings.output), ASKED[variant], n, name)
+    search_study(folder, n_searched, [v for v in SEARCHED if v in variants], base)
     return measurements(folder)
+
+
+def search_study(folder: str | Path = "runs/ledger", n: int = 100,
+                 variants: Iterable[str] = SEARCHED, base: RunConfig | None = None) -> list[dict]:
+    """GCG against the first seed of variants, which are trained if the folder lacks them.
+
+    The payload stands bare at the end of the first `n` held-out samples with data, twelve tokens
+    behind it. Every search is kept in the run's `searches.jsonl`; the rows of `attackers.table`,
+    with the variant as the model, are returned and kept in the folder's `searches.json`. Raises
+    ValueError for an unknown variant or n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; search on at least one sample")
+    folder, rows = Path(folder), []
+    for variant in variants:
+        settings = config(variant, base).replace(seed=0, output=str(folder / f"{variant}-0"))
+        bundle = _trained(settings, f"{variant}-0")
+        records = attackers.attack_file(
+            bundle, ("gcg", attackers.gcg), Condition(("naive",)).items(bundle, n), GCG,
+            Path(settings.output) / "searches.jsonl", progress=f"{variant}-0, gcg")
+        rows.append({"model": variant, "where": "suffix, end", "target": "witness",
+                     "split": "heldout", "seed": 0, **attackers.summary(records)})
+        attackers.runs.keep(rows, folder / SEARCHES)
+    return rows
 
 
 def _trained(settings: RunConfig, name: str) -> Bundle:
@@ -237,6 +270,7 @@ def measure(bundle: Bundle, folder: Path, conditions: Iterable[str], n: int, nam
 
 # --- What the records say -------------------------------------------------------------------------
 
+SEARCHES = "searches.json"
 COLUMNS = ("variant", "seed", "condition", "measure", "attack", "successes", "n")
 
 
