@@ -20,7 +20,8 @@ from pygments.lexers import PythonLexer
 from secalign_kit.samples import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-MATHJAX = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"
+MATHJAX = """<script>MathJax = {tex: {inlineMath: [["$", "$"]]}};</script>
+<script async src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>"""
 STYLE = """
 :root { --ink: #1a1a1a; --paper: #ffffff; --soft: #f4f4f2; --line: #c9c9c9; --quiet: #4d4d4d;
  --link: #0b5394; color-scheme: light dark; }
@@ -32,14 +33,15 @@ h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.5rem; } a { color: var(--li
 .anchor-link { display: none; } nav { border-bottom: 1px solid var(--line); }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0;
  padding: .5rem .8rem; overflow-x: auto; font: 13.5px/1.5 ui-monospace, monospace; }
-.output pre { background: none; }
+.output pre { background: none; white-space: pre-wrap; overflow-wrap: anywhere; }
 .k, .kn, .kc, .ow { font-weight: 600; } .c1 { color: var(--quiet); }
 code { font-family: ui-monospace, monospace; font-size: .92em; }
-.scroll { overflow-x: auto; }
+.scroll { display: block; overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .92em; }
-th, td { border: 0; border-bottom: 1px solid var(--line); padding: .3rem 1.2rem .3rem 0;
+th, td { border: 0; border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0;
  text-align: left; vertical-align: top; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+@media (max-width: 45rem) { .scroll img { max-width: 40rem; } }
 summary { cursor: pointer; color: var(--link); } blockquote { color: var(--quiet); }
 """
 PAGE = """<!doctype html>
@@ -53,7 +55,7 @@ PAGE = """<!doctype html>
 
 def page(title: str, body: str, up: str = "") -> str:
     """A whole page; `up` leads from it to the index's folder."""
-    math = f'<script async src="{MATHJAX}"></script>' if "$$" in body else ""
+    math = MATHJAX if "$$" in body else ""
     return PAGE.format(title=html.escape(title), style=STYLE, math=math, body=body, up=up)
 
 
@@ -67,6 +69,9 @@ def words(source: str) -> str:
 def scrollable(made: str) -> str:
     """What may be wider than a small screen can be scrolled, with the keyboard too."""
     made = made.replace("<table", '<div class="scroll" tabindex="0"><table')
+    made = re.sub('<img (?![^>]*src="http)[^>]*>',
+                  r'<span class="scroll" tabindex="0">\g<0></span>', made)
+    made = re.sub(r"(% \[[\d.]+), ([\d.]+\])", r"\1,&nbsp;\2", made)  # an interval stays whole
     return made.replace("</table>", "</table></div>").replace("<pre>", '<pre tabindex="0">')
 
 
@@ -80,7 +85,8 @@ def output(found) -> str:
     if "image/png" in data:
         about = found.get("metadata", {}).get("image/png", {})
         alt, width = html.escape(about.get("alt", "A figure")), about.get("width", "")
-        return f'<img alt="{alt}" width="{width}" src="data:image/png;base64,{data["image/png"]}">'
+        return scrollable(f'<img alt="{alt}" width="{width}" '
+                          f'src="data:image/png;base64,{data["image/png"]}">')
     if "text/html" in data:
         return scrollable(data["text/html"])
     if "text/markdown" in data:
@@ -128,8 +134,9 @@ def build(folder: Path) -> list[Path]:
     for name, content in made.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / name, _without_dead_links(content, Path(name).parent, set(made)))
-    for picture in (ROOT / "docs").glob("*.png"):
-        shutil.copy(picture, folder / "docs")
+    for picture in (ROOT / "docs").iterdir():
+        if picture.suffix in (".png", ".gif"):
+            shutil.copy(picture, folder / "docs")
     return [folder / name for name in made]
 
 

@@ -211,6 +211,8 @@ def test_the_site_has_a_page_for_every_notebook_and_no_dead_link(tmp_path):
         for link in re.findall(r'<a href="(?!\w+:|#)([^"#]+)', content):
             assert ((tmp_path / name).parent / link).exists(), (name, link)
         assert not re.search(r"<img (?![^>]*alt=)", content), name
+        for picture in re.findall(r'<img [^>]*src="(?!data:|https?:)([^"]+)', content):
+            assert ((tmp_path / name).parent / picture).exists(), (name, picture)
 
 
 def test_the_site_folds_what_a_notebook_folds_and_shows_hostile_text_as_text():
@@ -226,3 +228,11 @@ def test_the_site_folds_what_a_notebook_folds_and_shows_hostile_text_as_text():
     linked = pages.words("[a](01_samples.ipynb) [b](../docs/gpu.md#x) [c](https://x.org/a.md)")
     assert 'href="01_samples.html"' in linked and 'href="../docs/gpu.html#x"' in linked
     assert 'href="https://x.org/a.md"' in linked
+
+
+def test_the_site_sets_formulas_and_keeps_intervals_and_wide_pictures_whole():
+    assert "inlineMath" in pages.page("x", "$$y$$ $z$") and "<script" not in pages.page("x", "$1")
+    assert "50.0% [1.5,&nbsp;2.5]" in pages.words("50.0% [1.5, 2.5]")
+    assert "[1.0, 2.0]" in pages.words("`x = [1.0, 2.0]`")  # code can be copied
+    assert pages.words("![a](b.png)").count('<span class="scroll" tabindex="0"><img') == 1
+    assert "scroll" not in pages.words("[![a](https://x.org/b.svg)](https://x.org)")

@@ -126,7 +126,7 @@ def _table(*models: Mapping) -> list[tuple[str, str, list[Rate | None]]]:
     """Rows of the main table: words, which direction is better, and a cell for each model."""
     rows = [(words, "higher", [model.get(key) for model in models]) for key, words in
             (("clean_utility", "Utility without attack"),
-             ("retention", "Same request, as instruction"))]
+             ("retention", "Retention: same request, as instruction"))]
     for key, words, better in (("asr", "Attack obeyed", "lower"),
                                ("accuracy_under_attack", "Right answer under attack", "higher")):
         found = [model.get(key, {}) for model in models]
