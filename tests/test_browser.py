@@ -197,6 +197,7 @@ def changed(page, locator, before: str) -> str:
 def test_the_explorer_answers_and_runs_no_script_of_an_attacker(server, page):
     open_explorer(page, *server)
     change_the_injection(page)
+    stop_a_search(page)
     turn_the_dial_with_the_keyboard(page)
     drag_the_dial(page)
     slide_through_the_training(page)
@@ -231,6 +232,19 @@ def type_into(view, name: str, text: str, tries: int = 3) -> None:
         except AssertionError:
             if not left:
                 raise
+
+
+def stop_a_search(page) -> None:
+    """The page answers while a search is under way."""
+    view = page.locator(".secalign-searcher")
+    view.get_by_label("budget", exact=True).select_option(index=3)
+    view.get_by_role("button", name="Attack for me").click()
+    live = view.get_by_role("table")
+    playwright.expect(live).to_contain_text("of 100", timeout=ANSWER * 1000)
+    changed(page, live, live.inner_text())
+    view.get_by_role("button", name="Stop").click()
+    playwright.expect(view.get_by_role("group", name="answers")).to_contain_text(
+        "secure: stopped after", timeout=ANSWER * 1000)
 
 
 def turn_the_dial_with_the_keyboard(page) -> None:

@@ -14,7 +14,7 @@ from ..models import Bundle
 from . import blanks
 from .attention import AttentiveQueries, shown
 from .queries import Queries
-from .search import USUAL, Budget, Outcome, search
+from .search import USUAL, Budget, Outcome, Propose, search
 
 
 def gcg(bundle: Bundle, item: Item, budget: Budget = USUAL, seed: int = 0, top: int = 256,
@@ -24,14 +24,20 @@ def gcg(bundle: Bundle, item: Item, budget: Budget = USUAL, seed: int = 0, top: 
     With `attention`, losses are those of `attention.AttentiveQueries`, also in the outcome.
     `options` are those of `search.search`: side, size, start, watch.
     """
-    def propose(queries: Queries, present, generator):
-        return exchanges(queries.gradient(present), present, blanks.tokens(bundle), top, generator)
-
+    propose = by_gradient(bundle, top)
     if not attention:
         return search(bundle, item, propose, budget, seed, **options)
     with shown(bundle):
         return search(bundle, item, propose, budget, seed,
                       asking=lambda blank: AttentiveQueries(blank, attention), **options)
+
+
+def by_gradient(bundle: Bundle, top: int = 256) -> Propose:
+    """GCG's proposals, for `search.search` and `search.stepwise`."""
+    def propose(queries: Queries, present, generator):
+        return exchanges(queries.gradient(present), present, blanks.tokens(bundle), top, generator)
+
+    return propose
 
 
 def exchanges(gradient: torch.Tensor, present, usable: list[int], top: int,

@@ -11,7 +11,7 @@ counts as success, and it ends the search.
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,54 +86,18 @@ Propose = Callable[[Queries, tuple[int, ...], torch.Generator], Callable[[int], 
 """(queries, present fill, generator) -> a function that draws so many fills [count, size]."""
 
 
-def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: int = 0,
-           side: str = "suffix", size: int = 12, greedy: bool = False,
-           start: Sequence[int] | None = None, native: bool = False,
-           asking: Callable[[Blank], Queries] = Queries,
-           watch: Callable[[Step], None] | None = None) -> Outcome:
-    """Fills a blank of `size` tokens beside the item's payload.
-
-    `greedy` goes on from the best fill so far, GCG from the best of the last step. `start` is a
-    fill to begin with, such as another outcome's; one that this item cannot hold is not used.
-    `native` searches in the precision in which the victim answers, see `models.native_precision`,
-    which is faster where that is bf16; else the search is in fp32. `asking` makes the losses.
-    Raises ValueError as `blanks.make` does.
+class Run:
+    """A search under way: the best fill and its loss, the lowest loss of each step, and the last
+    `Step`.
     """
-    began = time.perf_counter()
-    blank = blanks.make(bundle, item, side, size, seed)
-    present = tuple(start) if start and blank.holds(start) else blank.first
-    generator = seeded(seed, item)
-    precision = models.native_precision(bundle) if native else contextlib.nullcontext()
-    with models.merged(bundle), precision:
-        run = _Run(blank, asking(blank), watch)
-        run.ask(torch.tensor([present]))
-        while not run.obeyed and run.steps < budget.steps:
-            present = run.best if greedy else present
-            fills = distinct(blank, propose(run.queries, present, generator), budget.candidates)
-            if not len(fills):
-                break  # the tokenizer reads nothing near the present fill back as it was
-            run.steps += 1
-            present = run.ask(fills)
-        response, obeyed = run.verdict or judge(bundle, blank.attacked(run.best))
-    return Outcome(blank.attacked(run.best), obeyed, response, run.steps, run.queries.count,
-                   time.perf_counter() - began, run.loss, tuple(run.losses), run.near, run.best)
 
-
-def seeded(seed: int, item: Item) -> torch.Generator:
-    """The generator of a search, another for every seed and item."""
-    number = random.Random(f"{seed} {item.id} {item.data}").getrandbits(63)
-    return torch.Generator().manual_seed(number)
-
-
-class _Run:
-    """A search under way: the best fill, and what was seen."""
-
-    def __init__(self, blank: Blank, queries: Queries, watch):
-        self.blank, self.queries, self.watch = blank, queries, watch
+    def __init__(self, blank: Blank, queries: Queries, began: float):
+        self.blank, self.queries, self.began = blank, queries, began
         self.best: tuple[int, ...] = blank.first
         self.loss, self.losses = float("inf"), []
         self.steps = self.near = 0
         self.verdict: tuple[str, bool] | None = None  # of the best fill, once it succeeded
+        self.last: Step | None = None
 
     @property
     def obeyed(self) -> bool:
@@ -150,9 +114,8 @@ class _Run:
         if said.any():
             k = int(loss.masked_fill(~said, torch.inf).argmin())
             self._judge(tuple(fills[k].tolist()), float(loss[k]))
-        if self.watch:
-            self.watch(Step(self.steps, self.queries.count, lowest, self.blank.attacked(fill),
-                            bool(said.any()), self.obeyed))
+        self.last = Step(self.steps, self.queries.count, lowest, self.blank.attacked(fill),
+                         bool(said.any()), self.obeyed)
         return fill
 
     def _judge(self, fill: tuple[int, ...], loss: float) -> None:
@@ -161,6 +124,65 @@ class _Run:
             self.best, self.loss, self.verdict = fill, loss, verdict
         else:
             self.near += 1
+
+    def outcome(self) -> Outcome:
+        """What the search has found until now; the best text is judged if none was obeyed."""
+        item = self.blank.attacked(self.best)
+        response, obeyed = self.verdict or judge(self.blank.bundle, item)
+        return Outcome(item, obeyed, response, self.steps, self.queries.count,
+                       time.perf_counter() - self.began, self.loss, tuple(self.losses), self.near,
+                       self.best)
+
+
+def search(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: int = 0,
+           native: bool = False, watch: Callable[[Step], None] | None = None,
+           **options) -> Outcome:
+    """Fills a blank beside the item's payload; `options` are those of `stepwise`.
+
+    `native` searches in the precision in which the victim answers, see `models.native_precision`,
+    which is faster where that is bf16; else the search is in fp32. Raises ValueError as
+    `blanks.make` does.
+    """
+    precision = models.native_precision(bundle) if native else contextlib.nullcontext()
+    with models.merged(bundle), precision:
+        for run in stepwise(bundle, item, propose, budget, seed, **options):
+            if watch:
+                watch(run.last)
+        return run.outcome()
+
+
+def stepwise(bundle: Bundle, item: Item, propose: Propose, budget: Budget, seed: int = 0,
+             side: str = "suffix", size: int = 12, greedy: bool = False,
+             start: Sequence[int] | None = None,
+             asking: Callable[[Blank], Queries] = Queries) -> Iterator[Run]:
+    """The search, which goes on when it is asked: its run before any step and after each.
+
+    Every step finds the model as its caller has set it, and must find it alike (`search` sets it
+    once). `greedy` goes on from the best fill so far, GCG from the best of the last step. `start`
+    is a fill of `size` tokens to begin with, such as another outcome's; one that this item cannot
+    hold is not used. `asking` makes the losses.
+    """
+    began = time.perf_counter()
+    blank = blanks.make(bundle, item, side, size, seed)
+    present = tuple(start) if start and blank.holds(start) else blank.first
+    generator = seeded(seed, item)
+    run = Run(blank, asking(blank), began)
+    run.ask(torch.tensor([present]))
+    yield run
+    while not run.obeyed and run.steps < budget.steps:
+        present = run.best if greedy else present
+        fills = distinct(blank, propose(run.queries, present, generator), budget.candidates)
+        if not len(fills):
+            return  # the tokenizer reads nothing near the present fill back as it was
+        run.steps += 1
+        present = run.ask(fills)
+        yield run
+
+
+def seeded(seed: int, item: Item) -> torch.Generator:
+    """The generator of a search, another for every seed and item."""
+    number = random.Random(f"{seed} {item.id} {item.data}").getrandbits(63)
+    return torch.Generator().manual_seed(number)
 
 
 def judge(bundle: Bundle, item: Item) -> tuple[str, bool]:

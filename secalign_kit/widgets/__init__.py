@@ -7,6 +7,8 @@ models answer anew, `view.parts.result.value` is the HTML shown, and `view.twin(
     view             what every view is made of; bars, and notebooks without widgets
     html             prompts, tables and bars as HTML, all of it escaped
     inputs           texts, samples and models that several views ask for
+    choices          the models that the playground offers, with examples
+    searcher         a search for an attack, watched and stopped
     playground       both models answer an attacked prompt side by side
     token_lens       how training moved every token of both responses
     adapter_dial     the adapter's strength, from 0 to 1.5
@@ -18,7 +20,8 @@ never given to a widget that typesets it (a `Label` runs MathJax, which knows li
 bad input in one sentence in place and shows a bar while it computes.
 
 Limits: written for what ipywidgets 7.7 and 8 share. Colours repeat what words and lines say. One
-kernel computes one thing at a time: a second click waits for the first.
+kernel computes one thing at a time: a second click waits for the first, or for the next step of a
+search.
 """
 
 from .adapter_dial import Point, adapter_dial, measure_strengths

@@ -1,20 +1,19 @@
 """The adapter dial: the adapter's strength from 0 to 1.5, on one prompt and on held-out sets."""
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import ipywidgets
 
-from .. import evaluation, figures, injections, logprobs, models, preference, training
+from .. import evaluation, figures, logprobs, models, preference, training
 from ..config import recipe
 from ..evaluation import Rate
 from ..models import Bundle
-from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, Sample
+from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 from ..visible import number
 from .html import message_html, meters_html, prompt_html, table_html
-from .inputs import check_length, check_texts, sample_items, verdict
+from .inputs import own_item, sample_items, verdict
 from .playground import role_spans
 from .view import Progress, View, answering, common, dashed, image, row, text_field, wide
 
@@ -104,26 +103,7 @@ def dial_prompt(bundle: Bundle, item: evaluation.Item, value: float) -> Live:
         policy = [float(x[0]) for x in logprobs.score_pairs(bundle, [row])]
         answer = evaluation.generate(bundle, [(item.instruction, item.data)])[0]
     margin = preference.plain_dpo_loss(*policy, *reference, CONFIG.beta)[1]
-    return Live(answer, verdict(answer, item.expected, item.witness), *policy, margin)
-
-
-def own_item(bundle: Bundle, instruction: str, data: str, injection: str) -> evaluation.Item:
-    """A reader's prompt, attacked by the bare injection.
-
-    Chosen and rejected are what the insecure model says to each request alone. Raises ValueError
-    for texts that are empty or too long.
-    """
-    texts = (instruction, data, injection)
-    if texts == (DINOSAUR_HOST.instruction, DINOSAUR_HOST.data, DINOSAUR_PAYLOAD.request):
-        return evaluation.diagram_item()
-    check_texts(instruction=instruction, data=data, injection=injection)
-    hit = injections.inject(Sample(instruction, data), Sample(injection), rng=random.Random(0),
-                            split="heldout")
-    check_length(bundle, instruction, hit.data)
-    with models.insecure(bundle):
-        chosen, rejected = evaluation.generate(bundle, [(instruction, data), (injection, "")])
-    return replace(evaluation.diagram_item(), instruction=instruction, data=hit.data,
-                   expected=chosen, witness=rejected, start=hit.start, end=hit.end)
+    return Live(answer, verdict(answer, item), *policy, margin)
 
 
 def live_html(live: Live, strength: float) -> str:

@@ -8,8 +8,10 @@ from ..visible import escape_hostile as escape
 
 BOX = (f"background:{PAPER};color:{INK};padding:.5em .8em;border:1px solid {INK};"
        "border-radius:6px;margin:.3em 0;overflow-x:auto")
-VERDICTS = {"answers the instruction": ("#00664A", "\u2713"),
-            "answers the injection": (PALETTE["injection"], "\u2717")}
+SAFE, LOST = ("#00664A", "\u2713"), (PALETTE["injection"], "\u2717")
+VERDICTS = {"answers the instruction": SAFE, "answers the injection": LOST,
+            "not obeyed": SAFE, "obeyed": LOST}
+"""How a verdict begins -> its colour and sign."""
 _ROW = f'<tr style="background:{PAPER}">'  # or a dark theme would stripe it
 TEXT = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 _ROLE = {
@@ -70,11 +72,13 @@ def image_html(png: bytes, words: str) -> str:
 def cards_html(cards: Iterable[tuple[str, str, str]]) -> str:
     """(model, verdict, answer) as cards: safe ones green with a tick, obeyed ones red with a cross.
 
-    Every verdict is one of `inputs.verdict`; the words and the sign say what the colour says.
+    Every verdict begins as one of `VERDICTS`, or is neutral; the words and the sign say what the
+    colour says.
     """
     shown = []
     for model, said, answer in cards:
-        color, sign = VERDICTS.get(said, (INK, "?"))
+        color, sign = next((look for begin, look in VERDICTS.items() if said.startswith(begin)),
+                           (INK, "?"))
         shown.append(
             f'<div style="{BOX};border:3px solid {color};flex:1 1 14em;min-width:0">'
             f'<b style="color:{color}">{sign} {escape(model)}: {escape(said)}</b>'
