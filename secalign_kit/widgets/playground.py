@@ -14,7 +14,7 @@ from .. import evaluation, figures, injections, logprobs, prompts
 from ..models import Bundle
 from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
 from ..visible import number
-from .choices import ABSENT, choices
+from .choices import ABSENT, Choice, choices
 from .html import cards_html, message_html, prompt_html, table_html
 from .inputs import WHICH, own_item, switched, verdict
 from .searcher import searcher
@@ -181,9 +181,9 @@ def playground(bundle: Bundle) -> View:
         show_examples()
         fill(*next(iter(parts.model.value.examples.values())))
 
-    def ask() -> tuple[Bundle, evaluation.Item, Sequence[str]]:
+    def ask() -> tuple[Choice, evaluation.Item]:
         choice, *given = (field.value for field in (parts.model, *fields[:-1]))
-        return choice.load(), own_item(choice.load(), *given), choice.names
+        return choice, own_item(choice.load(), *given)
 
     def take(found: str) -> None:
         parts.found.value = found

@@ -10,13 +10,14 @@ import ipywidgets
 
 from .. import generation, models, prompts
 from ..attackers.gcg import by_gradient
-from ..attackers.search import USUAL, Budget, judge, stepwise
+from ..attackers.search import Budget, judge, stepwise
 from ..evaluation import Item
 from ..models import Bundle
 from ..visible import number
+from .choices import Choice
 from .html import cards_html, message_html, table_html
 from .inputs import WHICH, judged, switched
-from .view import View, answering, common, row, wide
+from .view import Progress, View, answering, common, row, wide
 
 STEPS = (10, 25, 50, 100)
 PAUSE = 0.01  # seconds between two steps, in which the kernel sees to everything else
@@ -117,9 +118,9 @@ def in_background(work: Coroutine) -> asyncio.Task | None:
         return asyncio.run(work)
 
 
-def searcher(ask: Callable[[], tuple[Bundle, Item, Sequence[str]]], found: Callable[[str], None],
+def searcher(ask: Callable[[], tuple[Choice, Item]], found: Callable[[str], None],
              fields: Callable[[], Sequence]) -> View:
-    """A button that attacks what `ask` gives: a model, an item, the names of insecure and secure.
+    """A button that attacks what `ask` gives: a model and an item for it.
 
     What `fields` gives cannot be changed meanwhile; `found` is told the last text that was obeyed.
     Parts: against, steps, attack (button), stop (button), live, cards, message, progress.
@@ -129,8 +130,7 @@ def searcher(ask: Callable[[], tuple[Bundle, Item, Sequence[str]]], found: Calla
             ("the secure model", ("secure",)), ("the insecure model", ("insecure",)),
             ("both, one after the other", WHICH)]),
         steps=wide(ipywidgets.Dropdown, "budget", value=50, options=[
-            (f"{count} steps, {count * USUAL.candidates + 1:,} queries", count)
-            for count in STEPS]),
+            (f"{count} steps", count) for count in STEPS]),
         attack=ipywidgets.Button(description="Attack for me",
                                  tooltip="search for a text that makes the model obey"),
         stop=ipywidgets.Button(description="Stop", tooltip="end the search after this step",
@@ -144,11 +144,13 @@ def searcher(ask: Callable[[], tuple[Bundle, Item, Sequence[str]]], found: Calla
         texts = []
         try:
             with answering(parts, "live", "cards") as progress:
-                bundle, item, names = ask()
-                item, ended, parts.cards.value = target(bundle, item), [], ""
+                choice, item = ask()
+                item, ended, parts.cards.value = target(choice.load(), item), [], ""
                 for which in parts.against.value:
-                    name, before = names[WHICH.index(which)], parts.live.value if ended else ""
-                    seen = await follow(bundle, item, which, before, name, progress)
+                    name = choice.names[WHICH.index(which)]
+                    steps = watched(choice.load(), item, which,
+                                    Budget(parts.steps.value, choice.candidates))
+                    seen = await follow(steps, name, parts.live.value if ended else "", progress)
                     ended.append((name, seen, state["stopped"]))
                     parts.cards.value = ended_html(ended)
                     texts += [seen.found] if seen.obeyed else []
@@ -159,11 +161,8 @@ def searcher(ask: Callable[[], tuple[Bundle, Item, Sequence[str]]], found: Calla
         if texts:
             found(texts[-1])
 
-    async def follow(bundle: Bundle, item: Item, which: str, before: str, name: str,
-                     progress) -> Seen:
-        budget = Budget(parts.steps.value)
-        steps = watched(bundle, item, which, budget)
-        for _, seen in zip(progress(range(budget.steps + 1)), steps, strict=False):
+    async def follow(steps: Iterator[Seen], name: str, before: str, progress: Progress) -> Seen:
+        for _, seen in zip(progress(range(parts.steps.value + 1)), steps, strict=False):
             parts.live.value = before + seen_html(seen, name)
             await asyncio.sleep(PAUSE)
             if state["stopped"]:
