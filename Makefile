@@ -5,7 +5,8 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo real real-seeds test test-colab lab app site adapters summaries selection bench wheel clean
+.PHONY: help demo real real-seeds test test-colab lab app site adapters summaries selection \
+  parting bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -93,6 +94,10 @@ summaries: $(STAMP)
 # make selection: the recipes that were tried on the validation split (half an hour)
 selection: $(STAMP)
 	$(BIN)/python -m secalign_kit.studies.selection
+
+# make parting: the two pictures of the README, from a short training (two minutes)
+parting: $(STAMP)
+	$(BIN)/python -m secalign_kit.studies.parting
 
 # make bench: the tables of docs/performance.md, into runs/bench (an hour and a half)
 bench: $(STAMP)

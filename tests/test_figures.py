@@ -339,6 +339,41 @@ def test_models_and_curves_look_alike_everywhere_and_never_twice():
     assert looks[1]["color"] == looks[4]["color"] == figures.INK
 
 
+def test_the_answers_part_from_the_first_step_to_the_last():
+    log = [{"step": 5 * i, "chosen_logprob": -3 + i / 10, "rejected_logprob": -1.0 - i}
+           for i in range(31)] + [{"step": 152, "loss": 0.1}]
+    films = figures.parting(log, {"chosen": "$x_{", "rejected": "b"}, frames=7)
+    heads = [fig.axes[0].get_title(loc="left") for fig in films]
+    assert heads[0] == "Step 0 of 150: rejected is likelier, by 2.0 nats"
+    assert heads[-1] == "Step 150 of 150: chosen is likelier, by 31.0 nats"
+    steps = [int(head.split()[1]) for head in heads]
+    assert len(steps) == 7 and steps == sorted(set(steps))
+    assert steps[1] - steps[0] < steps[-1] - steps[-2]  # slower where most happens
+    assert len({(fig.axes[0].get_xlim(), fig.axes[0].get_ylim()) for fig in films}) == 1
+    chosen, rejected = films[-1].axes[0].lines[1:]
+    assert list(rejected.get_ydata()) == [row["rejected_logprob"] for row in log[:31]]
+    assert chosen.get_linestyle() != rejected.get_linestyle()
+    assert chosen.get_marker() != rejected.get_marker()
+    assert "chosen: $x_{" in words(films[-1]) and "rejected \u221231.0" in words(films[-1])
+    names = [text for text in films[1].axes[0].texts]
+    assert abs(names[0].get_position()[1] - names[1].get_position()[1]) >= 0.07 * 31
+    with pytest.raises(ValueError, match="fewer than two steps"):
+        figures.parting(log[:1])
+
+
+def test_an_animation_runs_once_and_shows_every_figure():
+    films = figures.parting([{"step": i, "chosen_logprob": -1, "rejected_logprob": -1 - i}
+                             for i in range(4)], frames=3)
+    data = figures.gif(films, milliseconds=100, first=500)
+    film = Image.open(io.BytesIO(data))
+    assert film.n_frames == len(films) == 3 and "loop" not in film.info
+    assert film.info["duration"] == 500
+    assert film.convert("RGB").getpixel((film.width - 1, 0)) == (255, 255, 255)
+    film.seek(2)
+    assert film.info["duration"] == 100
+    assert data == figures.gif(films, milliseconds=100, first=500)
+
+
 def test_strength_dial_shows_n_and_attack():
     text = words(figures.strength_dial(DIAL))
     assert "attack success rate (ignore-completion), n = 40" in text

@@ -4,10 +4,11 @@ One datum: `asr_bars({"insecure": {"asr": {"naive": rate(90, 100)}}, "secure": .
 bars with Wilson intervals. Nothing is shown, saved or kept in global state; `png(fig)` gives bytes.
 
     palette    what every colour, hatch, marker and line means
-    canvas     what pictures share: text, axes, legends, PNG
+    canvas     what pictures share: text, axes, legends, PNG, GIF
     diagram    the founding diagram with measured log-probs
     loss       the DPO loss and its pull
     training   curves of one run, runs beside each other, their paths
+    parting    the diagram's two answers, step by step
     weights    how much an adapter changed each matrix
     shift      log-probs of the pairs before and after training
     tokens     log-probs token by token; whose each part of a prompt is
@@ -24,10 +25,11 @@ ellipsis in figures (never in data).
 
 from .answers import answer_kinds
 from .asr import asr_bars, attack_bars, attack_places
-from .canvas import image, png, shown_width, words
+from .canvas import gif, image, png, shown_width, words
 from .diagram import diagram
 from .loss import loss_curve
 from .palette import HATCH, INK, LINE, MARKER, PALETTE, PAPER
+from .parting import parting
 from .rates import rate_curves, strength_dial
 from .searches import embedding_moves, searches
 from .shift import before_after, log_prob_clouds, margin_histogram, shift_scatter
@@ -37,9 +39,10 @@ from .training import compare_training, training_curves, trajectory
 from .weights import update_norms
 
 __all__ = [
-    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars", "attack_bars",
-    "attack_places", "before_after", "compare_training", "diagram", "embedding_moves", "image",
-    "log_prob_clouds", "loss_curve", "margin_histogram", "png", "rate_curves", "role_strip",
-    "searches", "shift_scatter", "shown_width", "strength_dial", "token_strip", "tradeoff",
-    "training_curves", "trajectory", "update_norms", "words",
+    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars",
+    "attack_bars", "attack_places", "before_after", "compare_training", "diagram",
+    "embedding_moves", "gif", "image", "log_prob_clouds", "loss_curve", "margin_histogram",
+    "parting", "png", "rate_curves", "role_strip", "searches", "shift_scatter", "shown_width",
+    "strength_dial", "token_strip", "tradeoff", "training_curves", "trajectory", "update_norms",
+    "words",
 ]
