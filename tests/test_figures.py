@@ -449,7 +449,7 @@ def test_moved_embeddings_are_arrows_beside_their_nearest_neighbours():
     marks = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if len(line.get_xdata())]
     assert marks == [(1.2, 0), (0.5, 1)]
     said = words(axes.figure)
-    assert "Copy \u2192 Copy" in said and "[U+202E]" in said and "$x_{" in said
+    assert "\u00b7Copy \u2192 \u00b7Copy" in said and "[U+202E]" in said and "$x_{" in said
     with pytest.raises(ValueError, match="no tokens"):
         figures.embedding_moves([])
 

@@ -52,17 +52,16 @@ def embedding_moves(tokens: Sequence[Mapping]) -> Figure:
     """
     if not tokens:
         raise ValueError("embedding_moves: no tokens; pass those of adversary.portrait.")
-    fig, axes = sheet(7.6, 0.33 * len(tokens) + 1.5)
+    fig, axes = sheet(7.6, 0.42 * len(tokens) + 1.5)
     color = PALETTE["injection"]
     for y, told in enumerate(tokens):
         axes.annotate("", (told["went"], y), (0, y),
                       arrowprops={"arrowstyle": "->", "color": color, "linewidth": 1.8})
         axes.plot(told["gap"], y, marker="|", markersize=11, color=INK)
-        write(axes, told["gap"], y, f"  {drawable(told['neighbour'].strip(), 16)}", 8.5)
-    names = [f"{drawable(told['token'].strip(), 16)} \u2192 {drawable(told['nearest'].strip(), 16)}"
-             for told in tokens]
+        write(axes, told["gap"], y - 0.3, _dotted(told["neighbour"]), 8.5, ha="center")
+    names = [f"{_dotted(told['token'])} \u2192 {_dotted(told['nearest'])}" for told in tokens]
     axes.set_yticks(range(len(tokens)), names, parse_math=False)
-    axes.set_ylim(len(tokens) - 0.5, -0.5)
+    axes.set_ylim(len(tokens) - 0.5, -0.7)
     axes.set_xlim(0, 1.3 * max(max(told["gap"], told["went"]) for told in tokens))
     axes.plot([], [], marker=">", color=color, label="moved so far")
     axes.plot([], [], marker="|", color=INK, linestyle="", markersize=11,
@@ -72,3 +71,8 @@ def embedding_moves(tokens: Sequence[Mapping]) -> Figure:
           "token \u2192 nearest after the moves")
     legend_below(fig, [axes], 2)
     return fig
+
+
+def _dotted(token: str) -> str:
+    """A token with its spaces as dots: " stone" and "stone" are two."""
+    return drawable(token, 16).replace(" ", "\u00b7")
