@@ -278,8 +278,51 @@ def native_precision(bundle: Bundle):
     if not multiplies_in_bf16(bundle):
         yield
         return
-    with torch.autocast("cpu", torch.bfloat16), _AttentionInFp32():
+    with torch.autocast("cpu", torch.bfloat16), _AttentionInFp32(), _uncast(bundle.model):
         yield
+
+
+@contextlib.contextmanager
+def _uncast(model):
+    """Inside, LoRA leaves its bf16 input as it is, which peft makes fp32 and autocast bf16 again.
+
+    No number changes, and a fifth of a layer's time is saved. DoRA rounds by its input's type.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and not m.lora_variant]
+    before = [layer.cast_input_dtype_enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = False
+        yield
+    finally:
+        for layer, cast in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = cast
+
+
+@contextlib.contextmanager
+def in_fp32(model):
+    """Inside, a model's weights are in fp32, and 4-bit layers multiply in fp32.
+
+    The values are the same, so that what two ways of computing differ by is not rounding. The
+    weights themselves come back in the end.
+    """
+    halves = [(tensor, tensor.data) for tensor in [*model.parameters(), *model.buffers()]
+              if tensor.is_floating_point() and tensor.dtype != torch.float32
+              and getattr(tensor, "quant_state", None) is None]
+    packed = [(module, module.compute_dtype) for module in model.modules()
+              if getattr(module, "compute_dtype", None) is not None]
+    try:
+        with torch.inference_mode(False):  # or the weights would be of the kind without gradients
+            for tensor, value in halves:
+                tensor.data = value.float()
+        for module, _ in packed:
+            module.compute_dtype = torch.float32
+        yield
+    finally:
+        for tensor, value in halves:
+            tensor.data = value
+        for module, dtype in packed:
+            module.compute_dtype = dtype
 
 
 def multiplies_in_bf16(bundle: Bundle) -> bool:

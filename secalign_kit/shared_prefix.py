@@ -33,6 +33,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import DynamicCache
 
+from . import models
+
 Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # ids of prompt, chosen, rejected
 
 LOGITS = 2**23  # that exist at once, 32 MB in fp32; a smaller vocabulary gets by in one piece
@@ -441,6 +443,9 @@ _KNOWN: WeakKeyDictionary = WeakKeyDictionary()  # of decoders
 def sharing(model) -> Sharing:
     """What is exact for this model, measured once on a few tokens; a warning says what is not.
 
+    A small model in half precision on a CPU is measured in fp32, whatever context this is called
+    in, so that its rounding does not decide.
+
     Raises ValueError for a model whose responses depend on what stands behind them, or that differs
     from itself in any other way, so that nothing the kit computes would be right.
     """
@@ -484,7 +489,7 @@ def _measured(model) -> Sharing:
     errors: dict[Sharing, float] = dict.fromkeys(ways, math.inf)  # in tolerances
     model.eval()
     try:
-        with _short_windows(model.config.get_text_config()), \
+        with _short_windows(model.config.get_text_config()), _exact(model), \
                 torch.autocast(model.device.type, enabled=False):
             plain = [plain_logprobs(model, *pair).sum().item() for pair in responses]
 
@@ -514,6 +519,12 @@ def _measured(model) -> Sharing:
                       f"{known or 'the log-probs would differ'}; the sequences are computed apart, "
                       "which is exact and slower", stacklevel=4)
     return Sharing(rows, caches)
+
+
+def _exact(model):
+    """A context in which rounding is small, where that needs little memory."""
+    small = model.device.type == "cpu" and model.num_parameters() <= models.EXPANDED
+    return models.in_fp32(model) if small else contextlib.nullcontext()
 
 
 def _found(model, pairs: Sequence[Pair], way: Sharing) -> list[float]:

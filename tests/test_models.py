@@ -1,5 +1,6 @@
 """Insecure and secure are one model; 4-bit LoRA keeps its gradients on every CPU."""
 
+import contextlib
 import json
 
 import bitsandbytes
@@ -221,6 +222,31 @@ def test_native_precision_rounds_products_and_keeps_attention_and_exact_models_a
     assert not torch.equal(rounded, before) and torch.allclose(rounded.float(), before, atol=0.5)
     with models.native_precision(exact):
         assert torch.equal(logits(exact), plain)
+
+
+@pytest.mark.parametrize("four_bit", [True, False])
+def test_input_that_lora_need_not_cast_gives_the_same_bits(monkeypatch, four_bit):
+    from peft.tuners.lora import LoraLayer
+
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)
+    bundle = models.load("toy", four_bit=four_bit, adapter=models.ADAPTERS["secalign"])
+    if not four_bit:
+        bundle.model.bfloat16()
+    layers = [m for m in bundle.model.modules() if isinstance(m, LoraLayer)]
+    weights = [w for name, w in bundle.model.named_parameters() if "lora_" in name]
+    found = []
+    for w in weights:
+        w.data = w.data.float()
+        w.requires_grad_(True)
+    for context in (models._uncast, lambda model: contextlib.nullcontext()):
+        monkeypatch.setattr(models, "_uncast", context)
+        with models.native_precision(bundle):
+            out = bundle.model(torch.tensor([[5, 6, 7, 8]])).logits
+            cast = {layer.cast_input_dtype_enabled for layer in layers}
+        found.append([cast, out, *torch.autograd.grad(out.float().square().mean(), weights)])
+    (first, *one), (second, *other) = found
+    assert (first, second) == ({False}, {True}) and layers[0].cast_input_dtype_enabled
+    assert all(map(torch.equal, one, other)) and one[1].abs().sum() > 0
 
 
 def test_lora_gets_gradients_in_4_bit_also_after_an_evaluation(monkeypatch):

@@ -283,6 +283,18 @@ def test_the_models_own_forward_pass_is_there_again_after_its_head_was_used(toy)
     assert torch.equal(bundle.model(input_ids=ids).logits, before)
 
 
+def test_rounding_in_half_precision_does_not_decide_what_is_shared(toy, monkeypatch):
+    bundle, seen, found = tiny("llama", TINY, toy), [], shared_prefix._found
+    bundle.model.bfloat16()
+    monkeypatch.setattr(shared_prefix, "_found", lambda model, *rest: (
+        seen.append(model.dtype) or found(model, *rest)))
+    with torch.inference_mode():
+        assert shared_prefix.sharing(bundle.model) == shared_prefix.Sharing(True, True)
+    assert seen == [torch.float32] * 3 and bundle.model.dtype == torch.bfloat16
+    shared_prefix.pair_logprobs(bundle.model, shared_prefix.collate(some_pairs(), 0))[0].sum(
+        ).backward()  # the weights are those that can have gradients
+
+
 def test_a_model_told_to_go_apart_gives_the_same(toy):
     bundle, batch, slopes = tiny("llama", TINY, toy), shared_prefix.collate(some_pairs(), 0), []
     weight = bundle.model.model.layers[0].self_attn.k_proj.weight
