@@ -2,7 +2,7 @@
 memory, growth, loop, pairs, gcg and english.
 
 They go to `runs/bench`. `pairs`, which takes as long as all others together, `gcg`, which needs
-nanoGCG, and `english`, which needs a run of `secalign-kit real`, are left out unless they are
+nanoGCG, and `english`, which needs `secalign-kit model smollm2-135m`, are left out unless they are
 named.
 """
 

@@ -16,7 +16,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,23 +87,29 @@ class Pace:
         self.seen.append((record["step"], time.perf_counter()))
 
     def measured(self, bundle: Bundle, config: RunConfig, rows: list[dict]) -> dict:
-        """{"tokens_per_second", "share"}: share is that of the machine's own matrix products.
-
-        A step multiplies every token with every layer's weights forwards and backwards (4
-        operations a weight; frozen weights get no gradient), and response tokens with the head.
-        """
+        """{"tokens_per_second", "share"}: share is that of the machine's own matrix products."""
         if len(self.seen) < 2:  # or the run was killed when its last step was done
             return {}
         (first, begin), (last, end) = self.seen[0], self.seen[-1]
-        pairs = (last - first) * config.batch_size / len(rows)
-        prompts, answers = (sum(len(row[key]) for row in rows for key in keys) for keys in
-                            (("prompt_ids",), ("chosen_ids", "rejected_ids")))
-        head = bundle.model.get_input_embeddings().weight.numel()
-        body = bundle.model.num_parameters() - head
-        operations = 4 * (body * (prompts + answers) + head * answers) * pairs / (end - begin)
-        dtype = torch.bfloat16 if models.multiplies_in_bf16(bundle) else bundle.model.dtype
-        return {"tokens_per_second": round((prompts + answers) * pairs / (end - begin)),
-                "share": round(operations / product_rate(bundle.device, dtype), 3)}
+        epochs = (last - first) * config.batch_size / len(rows)
+        tokens = sum(map(sum, (map(len, logprobs.as_pair(row)) for row in rows)))
+        return {"tokens_per_second": round(tokens * epochs / (end - begin)),
+                "share": round(share_of_products(bundle, rows, (end - begin) / epochs), 3)}
+
+
+def share_of_products(bundle: Bundle, rows: Sequence[dict], seconds: float) -> float:
+    """The rate of products of an epoch over these encoded pairs to `product_rate`, from 0 to 1.
+
+    A step multiplies every token with every layer's weights forwards and backwards (4 operations a
+    weight; frozen weights get no gradient), and response tokens with the head.
+    """
+    prompts, answers = (sum(len(row[key]) for row in rows for key in keys) for keys in
+                        (("prompt_ids",), ("chosen_ids", "rejected_ids")))
+    head = bundle.model.get_input_embeddings().weight.numel()
+    body = bundle.model.num_parameters() - head
+    dtype = torch.bfloat16 if models.multiplies_in_bf16(bundle) else bundle.model.dtype
+    operations = 4 * (body * (prompts + answers) + head * answers)
+    return operations / seconds / product_rate(bundle.device, dtype)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,10 +1,11 @@
 """An export answers as its run does, keeps the front-end's promise, or isn't written."""
 
 import json
+import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import tokenizer_kinds as kinds
@@ -20,10 +21,10 @@ from test_prompts import CHAT_FORMATS, hostile
 from tokenizers import AddedToken, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from secalign_kit import application, cli, export, models, prompts
+from secalign_kit import application, cli, export, generation, models, prompts, shared_prefix
 from secalign_kit.chat_format import chat_format
 from secalign_kit.config import RunConfig
-from secalign_kit.export import check, template, weights
+from secalign_kit.export import check, reload, template, weights
 from secalign_kit.prompts import FORMATS, filter_data
 from secalign_kit.samples import DATA
 
@@ -287,7 +288,8 @@ def test_an_export_is_whole_and_agrees_with_its_run(written):
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
     assert config["architectures"] == ["LlamaForCausalLM"] and config["tie_word_embeddings"]
     noted = json.loads((folder / "export.json").read_text())
-    assert noted["check"]["tolerances"] == {"same": check.SAME, "token": check.TOKEN}
+    assert noted["check"]["tolerances"] == asdict(check.TOLERANCES["bf16"])
+    assert noted["check"]["layers"] == 5 * 7 + 2  # and embedding and head
     assert not [path for path in folder.parent.iterdir() if path != folder]
 
 
@@ -350,13 +352,19 @@ def test_licences_are_read_from_cards_or_said_to_be_unknown(tmp_path):
     assert "unknown" in export.licence("nobody/nothing")
 
 
+def checked(n=N, same=N, margin=0.0, token=0.0, largest=0.0, layer=0.0, rounding="bf16",
+            examples=()):
+    return check.Check(rounding, 37, "lm_head", layer, n, same, margin, 2 * n, token, largest,
+                       examples)
+
+
 def summary_of(seed=0):
     return json.loads((DATA / "demo" / f"summary_{seed}.json").read_text())
 
 
 def test_the_card_has_the_runs_table_if_there_is_one():
     source = application.find("secalign")
-    found = check.Check(N, N, 2 * N, 0.0, 0.0)
+    found = checked()
     text = export.card(source, "mine", "merged", 0.5, "bf16", True,
                             export.table(source, summary_of()), found)
     assert "| five fixed attacks" in text and "full strength, not at 0.5" in text
@@ -375,7 +383,7 @@ def test_the_card_has_the_table_of_the_runs_summary_or_ones_own(tmp_path, monkey
     (run / "adapter").symlink_to(models.ADAPTERS["secalign"])
     (run / "summary.json").write_text(json.dumps(summary_of()))
     monkeypatch.setattr(check, "reloaded", lambda *arguments: {})
-    monkeypatch.setattr(check, "compare", lambda *both: check.Check(N, N, 2 * N, 0.0, 0.0))
+    monkeypatch.setattr(check, "compare", lambda *all: checked())
     export.export(str(run), tmp_path / "out", n=2, measured=measured)
     text = (tmp_path / "out" / "README.md").read_text()
     assert words in text and "Seed: 7." in text and "4-bit" not in text.partition("## Recipe")[0]
@@ -468,7 +476,7 @@ def test_a_second_stage_without_its_first_is_refused(tmp_path):
 
 def answers(**changes):
     whole = {"prompts": [[5, 6]] * 20, "answers": [[[7, 8]]] * 20, "logprobs": [[-2.0]] * 20,
-             "responses": ["a"] * 20}
+             "responses": ["a"] * 20, "ids": [[9, 3]] * 20, "layers": {"q": [3.0, 4.0]}}
     return whole | changes
 
 
@@ -476,44 +484,125 @@ def reread(**changes):
     return answers(logprobs=[[[-1.0, -1.0]]] * 20, kit=False) | changes
 
 
-@pytest.mark.parametrize(("changes", "passed"), [
-    ({}, True), ({"responses": ["b"] + ["a"] * 19}, True), ({"responses": ["b"] * 2 + ["a"] * 18},
-                                                            False),
-    ({"logprobs": [[[-1.0, -1.09]]] * 20}, True), ({"logprobs": [[[-1.0, -1.11]]] * 20}, False),
+@pytest.mark.parametrize(("changes", "rounding", "passed"), [
+    ({}, "bf16", True), ({}, "fp32", True),
+    ({"logprobs": [[[-1.0, -1.09]]] * 20}, "bf16", True),
+    ({"logprobs": [[[-1.0, -1.11]]] * 20}, "bf16", False),
+    ({"logprobs": [[[-1.0, -1.01]]] * 20}, "fp32", False),
+    ({"logprobs": [[[-1.0, float("nan")]]] * 20}, "bf16", False),
+    ({"layers": {"q": [3.0, 4.01]}}, "bf16", True),
+    ({"layers": {"q": [3.0, 4.01]}}, "fp32", False),
+    ({"layers": {"q": [3.0, 4.03]}}, "bf16", False),
 ])
-def test_the_check_passes_within_its_tolerances_only(changes, passed):
-    found = check.compare(answers(), reread(**changes))
+def test_the_check_passes_within_its_tolerances_only(toy, changes, rounding, passed):
+    found = check.compare(toy, answers(), reread(**changes), rounding)
     assert found.passed == passed
-    assert f"{found.same} of 20" in "\n".join(found.lines())
+    assert "20 of 20" in "\n".join(found.lines())
+
+
+@pytest.mark.parametrize(("margins", "passed"), [
+    ([0.4, 0.1], True), ([0.1, 0.6], False), ([float("inf")], False)])
+def test_responses_may_part_where_the_run_was_in_doubt_and_nowhere_else(toy, monkeypatch, margins,
+                                                                       passed):
+    monkeypatch.setattr(check, "margins", lambda *both: margins)
+    found = check.compare(toy, answers(), reread(), "bf16")
+    assert found.passed == passed and found.same == 20 - len(margins)
+    assert ("goes on behind" in found.lines()[-1]) == (margins[0] > 1)
+
+
+def test_a_margin_is_that_of_the_first_token_that_differs(toy):
+    prompt = list(prompts.encode(toy.tokenizer, TOY, "Count the words.", "red, owl.").ids)
+    [said] = generation.greedy(toy, [prompt], 8)
+    ours = [[*said, 3], [7, 8], [7, 8], [7, 8]]
+    theirs = [[*said, 11, 12], [7, 8], [7], [7, 8, 9]]
+    both = ({"prompts": [prompt] * 4, "ids": ids} for ids in (ours, theirs))
+    *endless, margin = check.margins(toy, *both)
+    assert endless == [math.inf] * 2
+    [logps] = shared_prefix.plain_logprobs(toy.model, [*prompt, *said], [3], every=True)
+    assert margin == pytest.approx((logps[3] - logps[11]).item(), abs=1e-3)
 
 
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"prompts": [[5, 6]] * 19 + [[5]]}, "1 of 20 prompts"), ({"answers": [[[7]]] * 20}, "answers"),
-    ({"kit": True}, "imported the kit"),
+    ({"kit": True}, "imported the kit"), ({"layers": {"k": [3.0, 4.0]}}, "other layers"),
 ])
-def test_other_tokens_are_no_matter_of_tolerance(changes, reason):
+def test_other_tokens_are_no_matter_of_tolerance(toy, changes, reason):
     with pytest.raises(ValueError, match=reason):
-        check.compare(answers(), reread(**changes))
+        check.compare(toy, answers(), reread(**changes), "bf16")
 
 
-@pytest.mark.parametrize("fault", ["another adapter", "no end", "broken"])
+WRONG = "model.layers.3.self_attn.o_proj.weight"
+FAULTS = {  # what was planted, and what the refusal says
+    "adapter left out": "layers, largest difference", "alpha a tenth off": "of 37 (at most 0.39%)",
+    "one matrix without the adapter": "of model.layers.3.self_attn.o_proj",
+    "one matrix of another layer": "of model.layers.3.self_attn.o_proj",
+    "template": "4 of 4 prompts", "no end": "goes on behind the other's end",
+    "broken": "cannot load the export",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch, fault):
-    """The check itself is tested: with other weights, no end token, or a file that cannot be read.
-    """
-    save = weights.save_merged
+    """The check itself is tested."""
+    save, plain, written = weights.save_merged, weights.merged_weights, export.chat_template
 
-    def wrong(bundle, folder, dtype):
-        if fault == "another adapter":
-            with models.strength(bundle, 0.3):
-                return save(bundle, folder, dtype)
+    def scaled(bundle, folder, dtype):
+        with models.strength(bundle, 0.0 if fault == "adapter left out" else 0.9):
+            return save(bundle, folder, dtype)
+
+    def mixed(model):
+        other = model.get_base_model().model.layers[2 if "another" in fault else 3]
+        for name, weight in plain(model):
+            yield name, (weight if name != WRONG else
+                         weights.plain(other.self_attn.o_proj.base_layer.weight))
+
+    def spoilt(bundle, folder, dtype):
         save(bundle, folder, dtype)
         name = {"no end": "generation_config.json", "broken": "model.safetensors"}[fault]
         (folder / name).write_text('{"eos_token_id": 5}' if fault == "no end" else "{")
 
-    monkeypatch.setattr(weights, "save_merged", wrong)
-    with pytest.raises(ValueError, match="nothing was written"):
+    if "matrix" in fault:
+        monkeypatch.setattr(weights, "merged_weights", mixed)
+    elif fault == "template":
+        monkeypatch.setattr(export, "chat_template", lambda *both: written(*both).replace(
+            "<instruction_delimiter>", "<instruction_delimiter> "))
+    else:
+        whole = fault in ("no end", "broken")
+        monkeypatch.setattr(weights, "save_merged", spoilt if whole else scaled)
+    with pytest.raises(ValueError, match="nothing was written") as refusal:
         export.export("secalign", tmp_path / "out", n=4)
+    assert FAULTS[fault] in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_are_asked_with_their_adapters_and_told_apart_by_a_hundredth(secured):
+    model = shared_prefix.base_of(secured.model)
+    with models.insecure(secured):
+        before = reload.sketches(model)
+    after = reload.sketches(model)
+    assert before.keys() == after.keys() and len(before) == 37
+    assert check._apart(before["lm_head"], after["lm_head"]) == 0
+    assert check._apart(before["model.layers.0.mlp.up_proj"],
+                        after["model.layers.0.mlp.up_proj"]) > 0.01
+    own = torch.nn.Linear(96, 80)
+    near = torch.nn.Linear(96, 80)
+    near.load_state_dict({"weight": own.weight + 0.01 * own.weight.std() * torch.randn(80, 96),
+                          "bias": own.bias + 1})
+    apart = check._apart(*(reload.sketch(layer, layer, 0) for layer in (own, near)))
+    assert 0.007 < apart < 0.014
+
+
+def test_a_run_in_half_precision_is_compared_in_fp32_and_comes_back_as_it_was():
+    model = models.load("toy", four_bit=False, adapter=models.ADAPTERS["secalign"]).model
+    exact = logits(model)
+    model.bfloat16()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with models.in_fp32(model):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        assert torch.allclose(logits(model), exact, atol=0.5)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], weight) and after[name].dtype == torch.bfloat16
+               for name, weight in before.items())
 
 
 def test_a_full_check_asks_more_than_a_hundred_prompts_half_of_them_attacked(secured):
@@ -532,7 +621,7 @@ def test_the_command_prints_the_check(tmp_path, capsys, monkeypatch):
 
     def job(*arguments):
         asked.append(arguments)
-        return check.Check(120, 119, 240, 0.01, 0.3, (("a\x1b", "b"),))
+        return checked(120, 119, 0.2, examples=(("a\x1b", "b"),))
 
     monkeypatch.setattr(export, "export", job)
     assert cli.main(["export", "secalign", "out", "--adapter", "--strength", "0.5"]) == 0

@@ -19,7 +19,7 @@ from secalign_kit import (
     training,
 )
 from secalign_kit.config import recipe
-from secalign_kit.samples import shipped_samples
+from secalign_kit.samples import DATA, shipped_samples
 from secalign_kit.studies import cards, summaries
 
 
@@ -217,3 +217,54 @@ def test_a_shipped_adapter_is_small_and_its_card_has_the_table_and_the_recipe(na
     loaded = adapters.read(folder)
     asked = recipe(real.RECIPES[name])
     assert (loaded.r, loaded.lora_alpha) == (asked.lora_r, asked.lora_alpha)
+
+
+def flat(name):
+    """A document as one line."""
+    return " ".join((DATA.parent / name).read_text(encoding="utf-8").split())
+
+
+def test_the_document_describes_the_two_stages_as_the_recipes_have_them():
+    page, (first, second) = flat("docs/real.md"), map(recipe, real.RECIPES.values())
+    assert (first.loss, first.clean) == ("sft", 1.0)
+    assert "after supervised tuning on the kit's English" in page
+    assert "No injection occurs in it." in page
+    assert second.responses == "self" and second.model.startswith(f"{real.MODEL}+")
+    assert "Chosen and rejected are the undefended model's own answers." in page
+    assert (second.naive, second.position) == (0.5, "everywhere")
+    assert (f"Half of the injections are bare, {second.frames:.0%} stand in frames drawn at "
+            "random, the rest follow a made-up answer; they may stand anywhere") in page
+    assert f"{second.n_pairs:,} pairs in the second stage" in page
+    chosen = [line for line in page.split(" | | ") if line.startswith("r 8, 1e-3, 2,400 | r 8")]
+    assert chosen and all(f"{c.learning_rate:.0e}".replace("-0", "-") == "1e-3" and c.lora_r == 8
+                          for c in (first, second))
+    assert f"1,920, {second.sft_weight}" in chosen[0] and first.n_pairs == 2400
+
+
+def test_the_document_describes_the_held_out_test_as_it_is_asked(toy):
+    page, found = flat("docs/real.md"), summaries.shipped_real()
+    n = found[0]["secured"]["clean_utility"]["n"]
+    items = evaluation.probe_items(toy, "heldout", n)
+    asked = {name: [i for i in items if i.attack == name]
+             for name in ("none", "retention", "second", "benign")}
+    texts = {item.data for item in asked["none"]}
+    assert f"{n} tasks" in page and f"{len(texts)} held-out texts, three about each" in page
+    assert n == 3 * len(texts)
+    questions = {probe.instruction for probe in english.probes("heldout")}
+    assert {i.instruction for i in asked["retention"]} == questions  # as instructions, alone
+    assert not any(i.data for i in asked["retention"])
+    assert all(i.instruction.removeprefix(f"{host.instruction} ") in questions
+               for host, i in zip(asked["none"], asked["second"], strict=True))
+    assert "a *probe*), and the word stands in the response" in page
+    attacks = [i for i in items if i.position]
+    assert {i.payload for i in attacks} <= questions and {i.judge for i in attacks} == {"mentions"}
+    assert "each model's are left out and counted in the last row" in page
+    for model in (part for summary in found for part in (summary["undefended"],
+                                                         summary["secured"])):
+        for measure, name in (("clean_utility", "none"), ("retention", "retention"),
+                              ("second", "second"), ("benign", "benign")):
+            assert model[measure]["n"] == len(asked[name])
+        assert model["degenerate"]["n"] == len(items)
+        cells = model["separation"].values()
+        assert sum(cell["right"]["n"] for cell in cells) == len(attacks)
+        assert model["left_out"] == len(attacks) - sum(cell["obeyed"]["n"] for cell in cells)
