@@ -1,6 +1,7 @@
 """The real model's job, without the model: settings, pace, the form of its adapters."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -248,8 +249,9 @@ def test_the_document_describes_the_held_out_test_as_it_is_asked(toy):
     asked = {name: [i for i in items if i.attack == name]
              for name in ("none", "retention", "second", "benign")}
     texts = {item.data for item in asked["none"]}
-    assert f"{n} tasks" in page and f"{len(texts)} held-out texts, three about each" in page
-    assert n == 3 * len(texts)
+    of_each = {1: "one", 3: "three"}[n // len(texts)]
+    assert re.search(rf"{n} tasks are .{{0,30}} {len(texts)} (of the 126 )?held-out texts, "
+                     f"{of_each} about each", page) and n % len(texts) == 0
     questions = {probe.instruction for probe in english.probes("heldout")}
     assert {i.instruction for i in asked["retention"]} == questions  # as instructions, alone
     assert not any(i.data for i in asked["retention"])
