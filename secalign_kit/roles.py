@@ -24,7 +24,8 @@ embedding, which no moved one equals.
 
 Limits: models whose layers are a list and hand on what they are given; caches without a
 configuration (`DynamicCache()`), which are the kit's; for `defensive_tokens`, no sliding windows.
-A model with one of these is no plain model any more, so that nothing else can run it.
+A model with one of these is no plain model any more: only the kit can run it, and peft alone would
+leave the part out without a word.
 """
 
 import functools

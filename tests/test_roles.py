@@ -26,7 +26,7 @@ from secalign_kit import (
     shared_prefix,
     training,
 )
-from secalign_kit.attackers import blanks
+from secalign_kit.attackers import attention, blanks
 from secalign_kit.attackers.queries import Queries
 from secalign_kit.chat_format import chat_format
 from secalign_kit.config import RunConfig
@@ -167,6 +167,21 @@ def test_a_searching_attacker_asks_what_a_plain_pass_says(parted):
         wanted = [-shared_prefix.plain_logprobs(parted.model, blank.row(fill.tolist()),
                                                 blank.target).sum() for fill in fills]
     torch.testing.assert_close(losses, torch.stack(wanted), atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_to_the_attackers_text_is_that_of_a_whole_pass(parted):
+    item, = evaluation.attacked_items([DINOSAUR_HOST], "naive", WITNESS["validation"], parted)
+    blank = blanks.make(parted, item, size=4)
+    with attention.shown(parted):
+        queries, behind = (attention.AttentiveQueries(blank, 20.0) for _ in range(2))
+        whole = queries.decoder(input_ids=queries.rows_of(torch.tensor([blank.first])),
+                                use_cache=False, output_attentions=True)
+        wanted = queries._judged(whole)[0]
+        assert 0 < queries.attention(whole).item() < 1
+        assert whole.attentions[0].shape[2:] == whole[0].shape[1:2] * 2
+        torch.testing.assert_close(behind.losses(torch.tensor([blank.first]))[0], wanted,
+                                   atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["windows in some layers", "windows, eager, sinks"])
