@@ -485,7 +485,7 @@ def test_a_search_ends_in_a_card_and_its_text_stands_behind_the_injection(search
     assert playing.found.value == " x" and "Greet Anna. x" in text_of(playing.prompt)
     assert parts.stop.disabled and not (parts.attack.disabled or playing.data.disabled)
     playing.examples.children[0].click()
-    assert playing.found.value == ""
+    assert playing.found.value == parts.cards.value == parts.live.value == ""
 
 
 def test_a_search_in_vain_says_so_and_changes_no_field(searched):

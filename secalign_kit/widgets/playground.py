@@ -156,6 +156,8 @@ def playground(bundle: Bundle) -> View:
         if state.get("given") == (choice, given) or state.get("filling"):
             return
         state.update(given=(choice, given), result=None)
+        if state.get("searched") != (choice, given[:-1]):  # or a verdict on other texts would stand
+            parts.search.parts.cards.value = parts.search.parts.live.value = ""
         with answering(parts, "prompt", "result") as progress:
             result = state["result"] = play(choice.load(), *given, progress=progress)
             item = result.item
@@ -183,6 +185,7 @@ def playground(bundle: Bundle) -> View:
 
     def ask() -> tuple[Choice, evaluation.Item]:
         choice, *given = (field.value for field in (parts.model, *fields[:-1]))
+        state["searched"] = choice, given
         return choice, own_item(choice.load(), *given)
 
     def take(found: str) -> None:

@@ -129,7 +129,7 @@ def searcher(ask: Callable[[], tuple[Choice, Item]], found: Callable[[str], None
         against=wide(ipywidgets.Dropdown, "against", options=[
             ("the secure model", ("secure",)), ("the insecure model", ("insecure",)),
             ("both, one after the other", WHICH)]),
-        steps=wide(ipywidgets.Dropdown, "budget", value=50, options=[
+        steps=wide(ipywidgets.Dropdown, "budget", value=25, options=[
             (f"{count} steps", count) for count in STEPS]),
         attack=ipywidgets.Button(description="Attack for me",
                                  tooltip="search for a text that makes the model obey"),
