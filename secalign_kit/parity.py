@@ -8,8 +8,9 @@ kit's greedy response is from what a plain pass would say.
 whose length it could not know. The embedded model is measured by the tests and not here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,6 +75,19 @@ def parity(bundle: Bundle, rows: Sequence[dict]) -> Parity:
                   max(gaps, default=0.0), shared_prefix.tolerance(model, 1))
 
 
+@contextlib.contextmanager
+def _precision(bundle: Bundle) -> Iterator[Bundle]:
+    """Inside, the bundle to ask: a small model in fp32, where rounding cannot hide a difference or
+    look like one; any other as in its evaluation, since attention in bf16 rounds more than allowed.
+    """
+    if shared_prefix.small(bundle.model):
+        with shared_prefix.exactly(bundle.model):
+            yield replace(bundle, four_bit=False)  # or responses would be in bf16
+    else:
+        with generation.precision(bundle):
+            yield bundle
+
+
 def _gap(model, prompt: Sequence[int], response: Sequence[int]) -> float:
     logps = shared_prefix.plain_logprobs(model, prompt, response, every=True)
     chosen = logps.gather(1, torch.tensor(response, device=logps.device)[:, None])[:, 0]
@@ -97,7 +111,7 @@ def check(bundle: Bundle, rows: Sequence[dict]) -> None:
     longest = max(map(_length, rows), default=0)
     if bundle.name == "toy" or longest <= _CHECKED.get(layers, 0):
         return
-    with generation.precision(bundle):  # outside, attention in bf16 rounds more than allowed
+    with _precision(bundle) as bundle:
         if not (found := parity(bundle, rows)).holds():
             shared_prefix.separate(bundle.model, f"shared prefixes give {found}")
             if not (apart := parity(bundle, rows)).holds(shared_prefix.SURELY):

@@ -443,8 +443,8 @@ _KNOWN: WeakKeyDictionary = WeakKeyDictionary()  # of decoders
 def sharing(model) -> Sharing:
     """What is exact for this model, measured once on a few tokens; a warning says what is not.
 
-    A small model in half precision on a CPU is measured in fp32, whatever context this is called
-    in, so that its rounding does not decide.
+    A small model in half precision is measured in fp32, whatever context this is called in, so that
+    its rounding does not decide.
 
     Raises ValueError for a model whose responses depend on what stands behind them, or that differs
     from itself in any other way, so that nothing the kit computes would be right.
@@ -489,8 +489,7 @@ def _measured(model) -> Sharing:
     errors: dict[Sharing, float] = dict.fromkeys(ways, math.inf)  # in tolerances
     model.eval()
     try:
-        with _short_windows(model.config.get_text_config()), _exact(model), \
-                torch.autocast(model.device.type, enabled=False):
+        with _short_windows(model.config.get_text_config()), exactly(model):
             plain = [plain_logprobs(model, *pair).sum().item() for pair in responses]
 
             def error(way: Sharing) -> float:
@@ -521,10 +520,17 @@ def _measured(model) -> Sharing:
     return Sharing(rows, caches)
 
 
-def _exact(model):
-    """A context in which rounding is small, where that needs little memory."""
-    small = model.device.type == "cpu" and model.num_parameters() <= models.EXPANDED
-    return models.in_fp32(model) if small else contextlib.nullcontext()
+def small(model) -> bool:
+    """Whether a model's weights may be expanded to fp32 for a while."""
+    return model.num_parameters() <= models.EXPANDED
+
+
+@contextlib.contextmanager
+def exactly(model):
+    """Inside, rounding is small where that needs little memory: a small model computes in fp32."""
+    with torch.autocast(model.device.type, enabled=False), \
+            models.in_fp32(model) if small(model) else contextlib.nullcontext():
+        yield
 
 
 def _found(model, pairs: Sequence[Pair], way: Sharing) -> list[float]:

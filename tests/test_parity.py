@@ -56,12 +56,28 @@ def test_a_model_is_asked_once_for_rows_of_a_length_and_the_embedded_one_never(t
     assert asked == [2, 3]
 
 
-def test_a_model_in_bf16_is_checked_in_the_precision_in_which_it_is_asked(toy, monkeypatch):
+def test_a_model_in_bf16_is_checked_in_fp32_or_as_it_is_asked_if_it_is_large(toy, monkeypatch):
     bundle, seen = tiny(*EXACT["learned positions"], toy), []
     monkeypatch.setattr(models, "has_bf16", lambda device: True)
     monkeypatch.setattr(parity, "parity", lambda b, rows: seen.append(
-        torch.is_autocast_enabled("cpu")) or parity.Parity((0.0,), (0.0,), (1,), 0.0, 1e-3))
+        (torch.is_autocast_enabled("cpu"), b.model.dtype)) or parity.Parity(
+            (0.0,), (0.0,), (1,), 0.0, 1e-3))
     parity.check(bundle, ROWS[1:])
     bundle.model.bfloat16()
+    parity.check(bundle, ROWS[:2])
+    parity._CHECKED.clear()
+    monkeypatch.setattr(models, "EXPANDED", 0)
     parity.check(bundle, ROWS)
-    assert seen == [False, True]
+    assert seen == [(False, torch.float32), (False, torch.float32), (True, torch.bfloat16)]
+    assert bundle.model.dtype == torch.bfloat16
+
+
+def test_rounding_in_bf16_does_not_keep_a_small_model_from_sharing(toy, monkeypatch):
+    bundle = tiny(*EXACT["learned positions"], toy)
+    bundle.model.bfloat16()
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)
+    seen, ask = [], parity.parity
+    monkeypatch.setattr(parity, "parity", lambda *given: seen.append(ask(*given)) or seen[-1])
+    parity.check(bundle, ROWS)
+    assert seen[0].difference < 1e-3 and seen[0].gap < 1e-3 and len(seen) == 1
+    assert shared_prefix.sharing(bundle.model) == Sharing(True, True)
