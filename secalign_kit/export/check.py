@@ -34,7 +34,7 @@ BATCH = 16
 class Tolerance:
     """What rounding each weight once may do."""
 
-    layer: float  # of a layer's size; bf16 rounds a weight by 1/512 of itself at most
+    layer: float  # of a layer's size; bf16 rounds a weight by 1/256 of itself at most
     token: float  # nats by which log p may differ, per token, on average
     margin: float  # nats by which the run may prefer its own token where a response parts from it
 
