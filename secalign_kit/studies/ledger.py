@@ -375,10 +375,10 @@ def witness(e: Evidence) -> Finding:
 @claim("Against an attacker with gradients too, SecAlign is more secure than StruQ.")
 def gradients(e: Evidence) -> Finding:
     ours, theirs = e.gcg("secalign", EARLY), e.gcg("struq", EARLY)
-    words = "; ".join(f"{name} {rate_.interval()}, within {LATE} {e.gcg(v, LATE).interval()}"
-                      for name, v, rate_ in (("StruQ", "struq", theirs),
-                                             ("SecAlign", "secalign", ours)))
-    return (f"ASR of GCG within {EARLY} steps: {words} (n={ours.n})", _if(apart(theirs, ours)),
+    words = "; ".join(f"{name} within {EARLY} steps {rate_}, within {LATE} "
+                      f"{e.gcg(v, LATE).interval()}" for name, v, rate_ in
+                      (("StruQ", "struq", theirs), ("SecAlign", "secalign", ours)))
+    return (f"ASR of GCG: {words}", _if(apart(theirs, ours)),
             f"asked: within {EARLY} steps, StruQ's ASR lies above SecAlign's")
 
 
