@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo real real-seeds test test-colab lab app site adapters summaries selection \
-  parting bench wheel clean
+.PHONY: help demo real real-seeds test test-colab versions newest licences lab app site adapters \
+  summaries selection parting bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -65,6 +65,39 @@ test-colab: $(STAMP)
 	PYTHONPATH=$(CURDIR) .venv-colab/bin/python -m pytest -q -p no:cacheprovider --nbmake \
 	  --nbmake-timeout=600 build/colab
 	PYTHONPATH=$(CURDIR) .venv-colab/bin/python -m pytest -q tests/test_widgets.py
+
+# make versions: a part of the tests with each Python of 3.12 and 3.13 that is here
+QUICK := $(addprefix tests/test_,frontend.py pairs.py prompts.py samples.py preference.py \
+  evaluation.py cli.py reliability.py training.py)
+NOT_QUICK := megabyte or killed or trls or memory_change or without_a_network
+VERSIONS ?= build
+versions: export HF_HUB_OFFLINE = 1
+versions:
+	@for version in 3.12 3.13; do \
+	  found=; \
+	  for python in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
+	    "$$python" -c '' 2>/dev/null && found=$$python && break; \
+	  done; \
+	  [ -n "$$found" ] || { echo "Python $$version is not here: skipped"; continue; }; \
+	  place=$(VERSIONS)/python$$version && "$$found" -m venv $$place && \
+	  $$place/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e '.[test]' && \
+	  $$place/bin/python -m pytest -q -p no:cacheprovider -k "not ($(NOT_QUICK))" $(QUICK) \
+	  || exit 1; \
+	done
+
+# make newest: all tests with the newest versions that pyproject.toml admits (in build/newest)
+newest: export HF_HUB_OFFLINE = 1
+newest:
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  --upgrade-strategy eager -e '.[test]'
+	build/newest/bin/python -m pip freeze --exclude-editable > build/newest/versions.txt
+	build/newest/bin/python -m pytest -q -p no:cacheprovider
+
+# make licences: docs/licences.md, of all that .venv holds
+licences: $(STAMP)
+	$(BIN)/python docs/licences.py > build/licences.md && mv build/licences.md docs/licences.md
 
 # a default setting beside the notebooks shows the start page rendered; the user's own settings win
 lab: export JUPYTER_CONFIG_PATH := \

@@ -1,6 +1,7 @@
 """What the documents at the root name exists, and they agree with the package."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,25 @@ def test_links_of_a_document_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert not [link for link in links if not ((ROOT / name).parent / link).exists()]
+
+
+def test_every_dependency_has_its_licence_in_the_table_and_the_tested_version():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import licences
+    finally:
+        sys.path.pop(0)
+    text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    rows = {cells[1]: cells[2:5] for cells in (
+        [cell.strip() for cell in line.split("|")] for line in text.splitlines()
+        if line.startswith("| ")) if cells[1] != "package"}
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    for name, (requirement, kind) in licences.asked().items():
+        version, licence, asked_for = rows[name]
+        assert (version, asked_for) == (tested[requirement.name], kind) and licence
+    assert len(rows) > 100
+    assert not [name for name, (_, licence, _) in rows.items()
+                if re.search(r"not stated|\bA?GPL|NonCommercial|\bNC\b", licence)]
 
 
 def test_the_citation_is_of_this_version_and_licence():
