@@ -1,13 +1,15 @@
 """`python -m benchmarks.faults [--kills 20]`: runs that are killed at random moments, compared.
 
-A small training and a small evaluation run once undisturbed. Then each runs again and is killed
-(SIGKILL) at a moment drawn at random, and started again with the same command, until it was killed
-so many times and has ended. The two adapters, logs and sets of records must be the same, byte for
-byte. Prints a markdown table; exits with 1 if anything differs.
+A small training, a small evaluation and small searches (GCG) run once undisturbed. Then each runs
+again and is killed (SIGKILL) at a moment drawn at random, and started again with the same command,
+until it was killed so many times and has ended. The two adapters, logs and sets of records must be
+the same, byte for byte; of searches, all but their seconds. Prints a markdown table; exits with 1
+if anything differs.
 """
 
 import argparse
 import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -19,6 +21,7 @@ KIT = [sys.executable, "-m", "secalign_kit"]
 TRAIN = ["train", "--config", "demo", *(part for setting in (
     "n_pairs=640", "save_steps=4", "probe_every=4") for part in ("--set", setting))]
 EVALUATE = ["evaluate", "secalign", "--n", "40", "--attacks", "five"]
+ATTACK = ["attack", "none", "--n", "12", "--steps", "4", "--candidates", "16"]
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -55,6 +58,12 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def searches(path: Path) -> str:
+    """A digest of records without their seconds."""
+    records = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:16]
+
+
 def training(folder: Path, kills: int, rng: random.Random) -> list[tuple]:
     """Rows (what, kills, undisturbed digest, disturbed digest) of a training."""
     whole, broken = folder / "whole", folder / "broken"
@@ -81,6 +90,17 @@ def evaluation(folder: Path, kills: int, rng: random.Random) -> list[tuple]:
             for path in (broken, *folder.glob("ended-*.jsonl"))]
 
 
+def attack(folder: Path, kills: int, rng: random.Random) -> list[tuple]:
+    """The same of searches against a model."""
+    whole, broken = folder / "attack", folder / "attack-broken"
+    seconds = undisturbed([*ATTACK, "--folder", str(whole)])
+    done, _ = disturbed([*ATTACK, "--folder", str(broken)], kills, seconds, rng,
+                        lambda: broken.rename(folder / f"attacked-{time.monotonic_ns()}"))
+    return [("searches, records", done, searches(whole / "records.jsonl"),
+             searches(run / "records.jsonl"))
+            for run in (broken, *folder.glob("attacked-*"))]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
     parser.add_argument("--kills", type=int, default=20)
@@ -89,7 +109,8 @@ def main() -> int:
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         rows = (training(Path(folder), arguments.kills, rng)
-                + evaluation(Path(folder), arguments.kills, rng))
+                + evaluation(Path(folder), arguments.kills, rng)
+                + attack(Path(folder), arguments.kills, rng))
     print("| what | kills | undisturbed | killed | |\n|---|---|---|---|---|")
     for what, kills, one, two in rows:
         print(f"| {what} | {kills} | `{one}` | `{two}` | {'same' if one == two else 'DIFFERENT'} |")

@@ -12,6 +12,7 @@ another of the same shapes only where both are Hub ids.
 
 import contextlib
 import re
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -145,6 +146,16 @@ def refuse_missing(folder: Path, model) -> None:
         where = "model" if only[0] in layers else "adapter"
         raise ValueError(f"adapter {str(folder)!r} is one of another model: "
                          f"{only[0].removeprefix('base_model.model.')} is in the {where} only")
+
+
+def warn_of_nothing(folder: Path, model) -> None:
+    """Warns of a LoRA whose products are all 0: with it the model is the model without it."""
+    kinds = (".lora_B.", ".lora_embedding_B.", ".modules_to_save.")
+    changing = [weight for name, weight in model.named_parameters()
+                if any(kind in name for kind in kinds)]
+    if changing and not any(weight.any() for weight in changing):
+        warnings.warn(f"adapter {str(folder)!r} changes nothing: all its products are 0, as before "
+                      "a training", stacklevel=3)
 
 
 def unscalable(config: PeftConfig) -> str:

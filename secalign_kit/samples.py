@@ -7,6 +7,7 @@ Limits: text only, one turn, one answer per sample. Nothing here judges whether 
 an Alpaca file is as good as whoever wrote it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from . import files
 
@@ -66,6 +69,7 @@ _DOLLY = {"instruction": "instruction", "data": "context", "answer": "response"}
 _CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # ShareGPT's last
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "answer",
           "gpt": "answer"}
+_TRUE, _FALSE = ("true", "1"), ("false", "0", "", "none")
 NO_DATA = ("", "<noinput>", "nan", "none", "null", "n/a")
 """What files write for "this instruction has no data", in any case."""
 
@@ -100,7 +104,7 @@ def load_samples(path: str | os.PathLike, columns: Mapping[str, str] | None = No
 
 def save_samples(samples: Iterable[Sample], path: str | os.PathLike) -> None:
     """Writes one JSON object a line; `load_samples` gives the same samples back."""
-    lines = (json.dumps(as_row(sample), ensure_ascii=False) + "\n" for sample in samples)
+    lines = (as_json(as_row(sample)) + "\n" for sample in samples)
     write_text(path, "".join(lines))
 
 
@@ -125,6 +129,18 @@ def fingerprint(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
+def as_json(value, **options) -> str:
+    """The value as JSON text; `options` are those of `json.dumps`.
+
+    Raises ValueError for NaN and infinity, which JSON does not have and other programs refuse.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    except ValueError as error:
+        raise ValueError(f"a result is no number and is not written ({error}); please report it "
+                         "with the command that you gave") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one, never half of it."""
     path = Path(path)
@@ -137,6 +153,34 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(lock: str | os.PathLike, patience: float = 0.0):
+    """Inside, no other process is at work on what the file `lock` stands for.
+
+    The lock is the system's, so that a process which was killed has none any more. The file and
+    the folders that were made for it go again, unless something else was written there. Raises
+    ValueError if another process is still at work after `patience` seconds; -1 waits for its end.
+    """
+    lock = Path(lock)
+    made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=patience)
+    except Timeout:
+        raise ValueError(f"another process is at work in {str(lock.parent)!r}; wait until it has "
+                         "ended, or choose another folder") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # gone, or (Windows) not before it is released
+            lock.unlink()
+        held.release()
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _sample(row, where: str, columns: Mapping[str, str] | None) -> tuple[Sample, str]:
@@ -157,7 +201,7 @@ def _sample(row, where: str, columns: Mapping[str, str] | None) -> tuple[Sample,
                          "or name your columns: --columns instruction=...,data=...,answer=...")
     rules = {name: _words(row.get(name, []), where, name) for name in _RULES}
     return Sample(**_fields(row, where, {name: name for name in _NAMES}), **rules,
-                  cut=row.get("cut", False) is True), ""
+                  cut=_yes(row.get("cut"), where, "cut")), ""
 
 
 def _refuse_columns(columns: Mapping[str, str], rows: list[dict], path: Path) -> None:
@@ -221,6 +265,14 @@ def _words(value, where: str, field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
         raise ValueError(f"{where}, field {field!r} is no list of words; write [\"four\", \"4\"].")
     return tuple(_text(word, where, field) for word in value)
+
+
+def _yes(value, where: str, field: str) -> bool:
+    """True or false; tables have them as text or as numbers, or nothing for false."""
+    word = str(value).strip().lower()
+    if word not in (*_TRUE, *_FALSE):
+        raise ValueError(f"{where}, field {field!r} is {value!r}; write true or false.")
+    return word in _TRUE
 
 
 def _checked(values: dict[str, str], where: str, field: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Sampler
@@ -68,6 +68,7 @@ from . import (
     english,
     fused,
     generation,
+    injections,
     memory,
     models,
     pairs,
@@ -83,9 +84,10 @@ from .logprobs import as_pair, encode_pair, encode_pairs, score_pairs  # noqa: F
 from .models import Bundle
 from .preference import PairScores, dpo_loss
 from .progress import bar as progress_bar
-from .samples import Sample, shipped_samples, write_text
+from .samples import Sample, alone, as_json, shipped_samples, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+APART = 0.3  # nats a pair; different attention kernels in bf16 were up to 0.5 apart
 IDLE, LIKELY = 1e-3, -1.0  # nats a token: no change, and an answer that is given anyway
 ATTACKED = ("adversary_before", "adversary_after", "adversary_margin")
 ANSWER_TOKENS = 48  # of a real model's own answers; longer ones are cut and get no end token
@@ -133,6 +135,8 @@ class LengthBuckets(Sampler):
 
 class EncodedDPOTrainer(DPOTrainer):
     """TRL's trainer, its step and its loss, on pairs that are encoded already."""
+
+    fused = False  # its own step never is
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset  # by `logprobs.encode_pairs`: TRL would tokenize texts, and cut long ones
@@ -317,7 +321,7 @@ class RunLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.records = [r for r in self.records if r["step"] <= state.global_step]
         if self.writes:
-            write_text(self.path, "".join(json.dumps(r) + "\n" for r in self.records))
+            write_text(self.path, "".join(as_json(r) + "\n" for r in self.records))
         self.bar.update(state.global_step - self.bar.n)
         if not self.records:
             self._write({"step": 0, **self.probe()})
@@ -345,12 +349,60 @@ class RunLog(TrainerCallback):
         if not self.writes:
             return
         with open(self.path, "a") as log:
-            log.write(json.dumps(record) + "\n")
+            log.write(as_json(record) + "\n")
         if self.on_record:
             self.on_record(record)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+class FirstStep(TrainerCallback):
+    """Looks at a run's first step: weights that are not trained, a reference that is not the base.
+
+    bitsandbytes left LoRA without gradients on some CPUs, with no more than a warning; see
+    `models.keep_gradients`. `even` says that policy and reference begin as one, so that the first
+    margin, `beta` times nats, is 0 but for rounding.
+    """
+
+    def __init__(self, even: bool, beta: float):
+        self.even, self.beta, self.seen = even, beta, False
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not self.seen and not ranks.sharded():  # a rank need not hold a part of every weight
+            refuse_untrained(model)
+        self.seen = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.even and state.global_step == 1 and logs and METRICS[0] in logs:
+            warn_of_other_reference(logs[METRICS[0]] / self.beta)
+
+
+def refuse_untrained(model) -> None:
+    """Raises ValueError if an adapter's weight in the text model has no gradient, or if all are 0.
+    """
+    decoder = shared_prefix.decoder_of(shared_prefix.base_of(model))
+    trained = {name: weight.grad for name, weight in decoder.named_parameters()
+               if weight.requires_grad}
+    without = [name for name, gradient in trained.items() if gradient is None
+               and ".lora_" in name and "expert" not in name]  # of which a batch may ask none
+    if without:
+        raise ValueError(f"{len(without)} of {len(trained)} weights of the adapter get no gradient "
+                         f"(first: {without[0]}) and would stay as they are; load the model anew "
+                         "with models.load, and choose another output folder")
+    gradients = [gradient for gradient in trained.values() if gradient is not None]
+    if gradients and not any(gradient.any() for gradient in gradients):
+        raise ValueError("every gradient of the first step is 0, so that the adapter would change "
+                         "nothing; check the pairs, and choose another output folder")
+
+
+def warn_of_other_reference(nats: float) -> None:
+    """Warns if chosen and rejected are this far apart before any training, as the mean of a batch.
+    """
+    if abs(nats) > APART:
+        warnings.warn(f"policy and reference differ by {nats:.2f} nats a pair before the first "
+                      "step, more than rounding does: the reference may be another model than the "
+                      "base, or computed in another way", stacklevel=2)
 
 
 def refuse_idle(before: float, after: float) -> None:
@@ -583,6 +635,7 @@ def starting_adapter(config: RunConfig) -> Path:
 # --- settings that fit a GPU's memory -------------------------------------------------------------
 
 FITTED = ("batch_size", "accumulation", "gradient_checkpointing")
+FUSED = "fused_steps"  # in versions.json, beside `FITTED`: whether steps ran `fused`
 SPARE = 0.03  # of a GPU's memory stays free when a step is tried, for gaps between tensors
 
 
@@ -672,13 +725,15 @@ def untrained(model):
     return base.requires_grad_(False).eval()
 
 
-def used(folder: Path) -> dict:
-    """The settings of `FITTED` that a run which has a checkpoint goes on with."""
+def used(folder: Path) -> tuple[dict, bool]:
+    """What a run that has a checkpoint goes on with: the settings of `FITTED`, and whether its
+    steps may be fused. No settings where there is no checkpoint.
+    """
     stored = folder / "versions.json"
     if not (last_checkpoint(folder) and stored.exists()):
-        return {}
-    return {name: value for name, value in json.loads(stored.read_text()).items()
-            if name in FITTED}
+        return {}, True
+    noted = json.loads(stored.read_text())
+    return {name: noted[name] for name in FITTED if name in noted}, noted.get(FUSED, True)
 
 
 def versions() -> dict[str, str]:
@@ -687,7 +742,7 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, value) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value, indent=1) + "\n")
 
 
 def refuse_other_run(config: RunConfig) -> None:
@@ -707,9 +762,17 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The run's newest whole checkpoint; one that a kill cut off lacks its state, written last."""
-    whole = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
+    whole = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+             if _is_json(path)]  # a full disk may have cut that file too
     step = {path: int(path.name.rpartition("-")[2]) for path in whole}
     return str(max(whole, key=step.__getitem__)) if whole else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        return False
 
 
 def base_model(config: RunConfig) -> Bundle:
@@ -787,11 +850,12 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     """Trains an adapter on the pairs, or goes on from the folder's last checkpoint.
 
     `config.output` gets `config.yaml`, `pairs/`, `reference.safetensors`, `metrics.jsonl`,
-    `versions.json` (with the batches that were really used) and `adapter/`.
+    `versions.json` (with the batches that were really used, and whether steps were fused) and
+    `adapter/`.
     `on_record` gets each record of the log as it comes. On several ranks all of them call this, and
     the first one writes. Raises ValueError if a pair does not fit `max_length`, if the folder holds
-    another run, for a batch that ranks cannot share, for kto under FSDP, and for a loss that is no
-    number.
+    another run or another process is at work there, for a batch that ranks cannot share, for kto
+    under FSDP, and for a loss that is no number.
     """
     began, folder = time.perf_counter(), Path(config.output)
     ranks.refuse_uneven(config.batch_size)
@@ -804,11 +868,28 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     refuse_other_run(config)
     if config.start:
         starting_adapter(config)  # may refuse, as what follows, before any writing
+    with alone(folder / ".lock") if ranks.first() else contextlib.nullcontext():
+        bundle, records = _trained(config, dataset, probe, bundle, on_record, progress)
+    return Run(bundle, records, folder, time.perf_counter() - began)
+
+
+def _trained(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | None, on_record,
+             progress: bool) -> tuple[Bundle, list[dict]]:
+    """`train` in a folder that is this process's own."""
+    folder = Path(config.output)
     bundle = bundle or base_model(config)
+    if isinstance(bundle.model, PeftModel):
+        raise ValueError("the model to train has an adapter already, so that the reference would "
+                         "not be the base model; load it without, or name the adapter as start")
+    if ranks.first() and (leaks := injections.leaks(_texts(dataset))):
+        words = max(leaks, key=leaks.__getitem__)
+        warnings.warn(f"{leaks[words]} of {len(dataset)} pairs hold {words!r}, which the tests say "
+                      "too: rates of those tests would be about something that was trained",
+                      stacklevel=3)
     probe_rows = encode_pairs(bundle, probe, config.max_length)  # may refuse, before any writing
     rows = prepare(config, bundle, dataset, progress, folder / "reference.safetensors")
-    asked, quick = config, True
-    if begun := used(folder):
+    asked, (begun, quick) = config, used(folder)
+    if begun:
         config = config.replace(**begun)
     elif config.shared_prefix and tries_first(bundle):
         config, quick = fitted(config, bundle, rows)
@@ -817,8 +898,6 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
         asked.to_yaml(folder / "config.yaml")
         about = {"source": f"the pairs of {config.pairs}"} if config.pairs else {}
         pairs.save_pairs(dataset, folder / "pairs", **about)
-        write_json(folder / "versions.json",
-                   versions() | {name: getattr(config, name) for name in FITTED})
 
     def measure() -> dict:
         with models.native_precision(bundle):
@@ -835,14 +914,26 @@ def train(config: RunConfig, dataset: Dataset, probe: Dataset, bundle: Bundle | 
     steps = config.epochs * -(-batches // config.accumulation)
     log = RunLog(folder / "metrics.jsonl", measure, config.probe_every, steps, on_record,
                  progress)
-    trainer = build_trainer(config, bundle, rows, folder, [log])
-    if not quick:
-        trainer.fused = False
+    even = config.beside == "none" and not (config.start or config.adversary_moves
+                                            or config.lora_dropout)
+    trainer = build_trainer(config, bundle, rows, folder,
+                            [log, FirstStep(even and not supervises(config), config.beta)])
+    trainer.fused = trainer.fused and quick
+    if ranks.first():  # a run that goes on computes its steps as it began
+        write_json(folder / "versions.json", versions() | {FUSED: trainer.fused} | {
+            name: getattr(config, name) for name in FITTED})
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     bundle.model = trainer.model.eval()
     save_adapter(trainer, folder / "adapter")
     bundle.adapter = str(folder / "adapter")
-    return Run(bundle, log.records, folder, time.perf_counter() - began)
+    return bundle, log.records
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    """All that a pair teaches, as one text each."""
+    return ["\n".join([*(turn["content"] for turn in pair["prompt"]),
+                       *(turn["content"] for key in ("chosen", "rejected") for turn in pair[key])])
+            for pair in dataset]
 
 
 def save_adapter(trainer: DPOTrainer, folder: Path) -> None:

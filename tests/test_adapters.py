@@ -229,3 +229,17 @@ def test_names_tell_bases_apart_where_both_are_of_the_hub(base, tmp_path, wanted
 def test_an_adapter_that_is_nowhere_is_refused():
     with pytest.raises(ValueError, match="no folder, and not to be had"):
         adapters.find("someone/no-such-adapter")
+
+
+def test_an_adapter_that_changes_nothing_is_said(base, tmp_path, recwarn):
+    path = tmp_path / "adapter"
+    models.load(base, four_bit=False, adapter=adapter_of(base, path))
+    assert not [w for w in recwarn if "changes nothing" in str(w.message)]
+    weights = load_file(path / adapters.WEIGHTS)
+    save_file({name: 0 * tensor if ".lora_B" in name else tensor
+               for name, tensor in weights.items()}, path / adapters.WEIGHTS)
+    with pytest.warns(UserWarning, match="changes nothing: all its products are 0"):
+        bundle = models.load(base, four_bit=False, adapter=path)
+    with models.insecure(bundle):
+        off = logits(bundle.model)
+    assert torch.equal(logits(bundle.model), off)

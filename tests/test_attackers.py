@@ -419,6 +419,64 @@ def test_success_within_a_budget_is_counted_and_what_was_not_tried_is_not():
     assert attackers.asr(all_fell, 500).value == 1.0  # a larger budget changes nothing
 
 
+def test_an_attacker_that_gives_up_is_not_said_to_have_tried_for_longer(toy, tmp_path, monkeypatch,
+                                                                        capsys):
+    own, path = attackers.search.distinct, tmp_path / "records.jsonl"
+    drawn = []
+
+    def dry(blank, draw, count):  # the tokenizer reads nothing back from the third step on
+        drawn.append(1)
+        return own(blank, draw, count if len(drawn) < 3 else 0)
+
+    monkeypatch.setattr(attackers.search, "distinct", dry)
+    item = replace(items(toy)[0], witness="Nobody says this.")
+
+    def run(steps):
+        drawn.clear()
+        return attackers.attack_file(toy, ("gcg", attackers.gcg), [item],
+                                     attackers.Budget(steps, 4), path, size=4)
+
+    one, = run(50)
+    assert (one["steps"], one["allowed"], one["obeyed"]) == (2, 50, False)
+    found = {"model": "toy", "where": "", **attackers.summary([one])}
+    assert found["allowed"] == 2 and found["gave_up"] == 1
+    assert attackers.asr(found, 50) is None and attackers.asr(found, 2).n == 1
+    assert "| 0.0% [0.0, 79.3] | – |" in attackers.table([found], (2, 50))
+    assert run(50) == [one] and not drawn  # known, and not counted again
+    assert len(run(60)) == 1 and drawn
+    drawn.clear()
+    monkeypatch.setattr(attackers.search, "judge", lambda bundle, item: ("", False))
+    assert cli.main(["attack", "none", "--n", "2", "--steps", "9", "--candidates", "4", "--folder",
+                     str(tmp_path / "run"), "--split", "validation"]) == 0
+    assert "gcg gave up on 2 of 2 items" in capsys.readouterr().err
+
+
+def test_a_step_that_was_not_done_does_not_count_for_one_fill_either(toy, monkeypatch):
+    nothing = torch.empty(0, 4, dtype=torch.long)
+    monkeypatch.setattr(sys.modules["secalign_kit.attackers.universal"], "distinct",
+                        lambda *args: nothing)
+    assert attackers.universal(toy, items(toy)[:1], attackers.Budget(9, 4), size=4).steps == 0
+
+
+def test_a_loss_that_an_attacker_does_not_have_is_null_in_its_records(toy, tmp_path):
+    path = tmp_path / "records.jsonl"
+    one, = attackers.attack_file(toy, ("strategies", attackers.strategies), items(toy)[:1],
+                                 attackers.Budget(1), path)
+    assert one["loss"] is None and one["losses"] == []
+
+    def refuse(word):
+        raise ValueError(word)
+
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)  # called for NaN and infinity
+
+
+def test_a_table_of_transfer_says_every_n():
+    text = attackers.transfer_table([{"found_on": "a", "obeyed": 1, "taken": 2, "steps": 3,
+                                      "tried_on": {"a": [5, 10], "b": [0, 4]}}])
+    assert "50.0% [23.7, 76.3] (n=10)" in text and "(n=4)" in text
+
+
 def test_the_document_shows_the_shipped_summaries():
     text = (ROOT / "docs" / "attackers.md").read_text(encoding="utf-8")
     assert attackers.table(attackers.shipped(), attackers.SHOWN) in text

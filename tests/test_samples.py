@@ -11,6 +11,7 @@ from secalign_kit.samples import (
     DINOSAUR_HOST,
     DINOSAUR_PAYLOAD,
     Sample,
+    as_json,
     load_samples,
     save_samples,
     shipped_samples,
@@ -165,6 +166,30 @@ def test_a_file_of_another_kind_is_refused_with_its_name(tmp_path, name, content
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
         load_samples(tmp_path / name)
+
+
+@pytest.mark.parametrize(("word", "cut"), [("true", True), ("True", True), ("1", True), ("", False),
+                                           ("false", False), ("0", False)])
+def test_cut_is_read_from_a_table_too(tmp_path, word, cut):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"instruction,data,answer,cut\nSay it.,a,b,{word}\n")
+    assert load_samples(path)[0].cut is cut
+
+
+def test_json_says_true_false_or_null_and_nothing_else_of_cut(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for value, cut in ((True, True), (False, False), (None, False)):
+        path.write_text(json.dumps({"instruction": "Say it.", "cut": value}))
+        assert load_samples(path)[0].cut is cut
+    path.write_text(json.dumps({"instruction": "Say it.", "cut": "perhaps"}))
+    with pytest.raises(ValueError, match="row 0, field 'cut' is 'perhaps'; write true or false"):
+        load_samples(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_is_not_written_as_json(value):
+    with pytest.raises(ValueError, match="is no number and is not written"):
+        as_json({"loss": value})
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):

@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from peft import peft_model
+from transformers import TrainerState
 from trl import DPOTrainer
 from trl_oracle import trainer_of
 
-from secalign_kit import logprobs, models, pairs, training
-from secalign_kit.config import RunConfig
+from secalign_kit import injections, logprobs, models, pairs, training
+from secalign_kit.config import RunConfig, recipe
 from secalign_kit.samples import Sample
 
 
@@ -283,6 +285,43 @@ def test_a_run_goes_on_under_another_name_of_its_folder_and_from_a_whole_checkpo
     assert again.metrics == first.metrics
 
 
+class _Full(OSError):
+    pass
+
+
+def _cut(path, *_, **__):
+    """A disk fills: half a file is there."""
+    training.Path(path).write_text("{")
+    raise _Full(28, "No space left on device")
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer", "state"])
+def test_a_disk_that_fills_leaves_the_last_checkpoint_whole(tiny_config, tmp_path, monkeypatch,
+                                                            part):
+    config = dataclasses.replace(tiny_config, n_pairs=32, save_steps=2)
+    pairs, probe = training.training_pairs(config), training.probe_pairs(config, "validation", 4)
+    whole = training.train(config.replace(output=str(tmp_path / "whole")), pairs, probe)
+
+    def fill(record):
+        if record["step"] != 3:
+            return
+        if part == "weights":
+            monkeypatch.setattr(peft_model, "safe_save_file", lambda state, path, **_: _cut(path))
+        elif part == "optimizer":
+            monkeypatch.setattr(torch, "save", lambda state, path, **_: _cut(path))
+        else:
+            monkeypatch.setattr(TrainerState, "save_to_json", lambda state, path: _cut(path))
+
+    with pytest.raises(_Full):
+        training.train(config, pairs, probe, on_record=fill)
+    monkeypatch.undo()
+    folder = training.Path(config.output)
+    assert (folder / "checkpoints" / "checkpoint-4").is_dir()  # begun, and not taken for one
+    assert training.last_checkpoint(folder).endswith("checkpoint-2")
+    again = training.train(config, pairs, probe)
+    assert [r["loss"] for r in again.metrics[1:]] == [r["loss"] for r in whole.metrics[1:]]
+
+
 @pytest.mark.parametrize("loss", ["orpo", "kto", "simpo"])
 def test_a_run_with_another_loss_prefers_chosen(tiny_config, loss):
     config = dataclasses.replace(tiny_config, loss=loss, n_pairs=64, learning_rate=3e-3)
@@ -367,6 +406,106 @@ def test_a_fused_step_that_fails_is_left_out(tiny_config, monkeypatch):
     monkeypatch.setattr(training.fused, "steps", lambda *args, **kwargs: 1 / 0)
     with pytest.warns(UserWarning, match="not fused, since here that fails .ZeroDivisionError"):
         assert run_of(tiny_config).metrics[-1]["step"] == 3
+
+
+def test_a_run_goes_on_without_fused_steps_if_it_began_without(tiny_config, monkeypatch):
+    monkeypatch.setattr(training, "tries_first", lambda bundle: True)
+    monkeypatch.setattr(training, "fuses", lambda trainer: True)
+    monkeypatch.setattr(training.fused, "steps", lambda *args, **kwargs: 1 / 0)
+    config = dataclasses.replace(tiny_config, save_steps=1)
+
+    def kill(record):
+        if record["step"] == 2:
+            raise KeyboardInterrupt
+
+    pairs, probe = training.training_pairs(config), training.probe_pairs(config, "validation", 4)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="not fused"):
+        training.train(config, pairs, probe, on_record=kill)
+    noted = training.Path(config.output) / "versions.json"
+    assert json.loads(noted.read_text())[training.FUSED] is False
+    assert training.train(config, pairs, probe).metrics[-1]["step"] == 3  # or 1 / 0 is met
+    assert json.loads(noted.read_text())[training.FUSED] is False
+
+
+# --- what would be wrong in silence ---------------------------------------------------------------
+
+
+def test_pairs_that_hold_what_the_tests_say_are_warned_of(tiny_config):
+    dataset = pairs.pairs_dataset([Sample("Sum.", "1 2", "3"), Sample("Print 'Hacked!'.", "", "no"),
+                                   Sample("Say it.", "a", "b")], n=24, seed=0, frames=0.0)
+    planted = sum("Hacked!" in str(pair) for pair in dataset)
+    probe = training.probe_pairs(tiny_config, "validation", 4)
+    assert 0 < planted < 24
+    with pytest.warns(UserWarning, match=f"{planted} of 24 pairs hold 'Hacked', which the tests"):
+        training.train(tiny_config, dataset, probe)
+
+
+@pytest.mark.parametrize("name", ["demo", "secalign", "paper"])
+def test_no_recipes_pairs_hold_what_the_tests_say(name):
+    found = training.training_pairs(recipe(name), n=2000)
+    assert injections.leaks(training._texts(found)) == {}
+
+
+def test_weights_without_a_gradient_stop_a_run_at_its_first_step(tiny_config, monkeypatch):
+    """As bitsandbytes left them on some CPUs: those below a layer that has no backward pass."""
+    own = training.build_trainer
+
+    def cut(*args):
+        trainer = own(*args)
+        layer = training.shared_prefix.decoder_of(
+            training.shared_prefix.base_of(trainer.model)).layers[1]
+        layer.register_forward_hook(lambda module, inputs, out: (
+            out.detach() if torch.is_tensor(out) else (out[0].detach(), *out[1:])))
+        return trainer
+
+    monkeypatch.setattr(training, "build_trainer", cut)
+    with pytest.raises(ValueError, match="weights of the adapter get no gradient .first: layers.0"):
+        run_of(tiny_config)
+    assert not (training.Path(tiny_config.output) / "adapter").exists()
+
+
+def test_a_step_that_trains_nothing_stops_a_run(tiny_config, monkeypatch):
+    monkeypatch.setitem(training.preference.LOSSES, "dpo",
+                        lambda scores, beta: 0 * (scores.chosen + scores.rejected))
+    with pytest.raises(ValueError, match="every gradient of the first step is 0"):
+        run_of(tiny_config)
+
+
+def test_a_reference_that_is_not_the_base_is_said_at_the_first_step(tiny_config, monkeypatch):
+    own = training.score_pairs
+    monkeypatch.setattr(training, "score_pairs", lambda *args: tuple(
+        scores + shift for scores, shift in zip(own(*args), (0.0, 1.0), strict=True)))
+    with pytest.warns(UserWarning, match="differ by 1.00 nats a pair before the first step"):
+        run_of(tiny_config)
+
+
+def test_an_undisturbed_run_warns_of_nothing(tiny_config, recwarn):
+    run_of(tiny_config)
+    assert not [str(w.message) for w in recwarn if "reference" in str(w.message)
+                or "pairs hold" in str(w.message)]
+
+
+def test_a_model_with_an_adapter_is_no_base_to_train(tiny_config):
+    secured = models.load("toy", adapter=models.ADAPTERS["secalign"])
+    with pytest.raises(ValueError, match="has an adapter already"):
+        training.train(tiny_config, training.training_pairs(tiny_config),
+                       training.probe_pairs(tiny_config, "validation", 4), secured)
+    assert not training.Path(tiny_config.output).exists()
+
+
+def test_padding_that_is_the_end_token_changes_no_loss(tiny_config, tmp_path):
+    """The end of every response is scored, and no padding is, though both have one id."""
+    losses = []
+    for pad in ("<|pad|>", "<|end|>"):
+        bundle = models.load("toy", four_bit=False)
+        bundle.tokenizer.pad_token = pad
+        rows = training.prepare(tiny_config, bundle, training.training_pairs(tiny_config), False)
+        trainer = training.build_trainer(tiny_config, bundle, rows, tmp_path / pad.strip("<|>"))
+        away_from_the_reference(trainer)
+        losses.append(loss_of(trainer, rows.select(range(8))).item())
+        ends = [row["chosen_ids"][-1] for row in rows]
+        assert set(ends) == {bundle.tokenizer.convert_tokens_to_ids("<|end|>")}
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5) and losses[0] != pytest.approx(0.6931)
 
 
 def test_kto_is_refused_with_weights_in_shards(tiny_config, monkeypatch):

@@ -11,6 +11,7 @@ Several processes at once (`shard`) write a file each, which `gather` makes one.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from .. import markdown
 from ..evaluation import Item, Rate, rate, read_records
 from ..evaluation.records import as_lines
 from ..models import Bundle, weights_hash
-from ..samples import DATA, fingerprint, write_text
+from ..samples import DATA, alone, as_json, fingerprint, write_text
 from .search import Budget, Outcome, Progress
 
 Attacker = Callable[..., Outcome]
@@ -42,13 +43,25 @@ def attack_file(bundle: Bundle, named: tuple[str, Attacker], items: Sequence[Ite
     attacker, options, seed and candidates) are attacked again only if they withstood fewer steps
     than the budget has. `starts` are fills to begin with, one for each item. An item that cannot be
     attacked does not keep the others from it; its error is raised in the end. Raises ValueError for
-    a file of other records.
+    a file of other records, or that another process is writing.
     """
+    with _writing(path):
+        return _attacked(bundle, named, items, budget, path, seed, progress, starts, also, options)
+
+
+def _writing(path: Path):
+    """The context in which no other process writes this file of records."""
+    return alone(path.with_name(f".{path.name}.lock"))
+
+
+def _attacked(bundle: Bundle, named: tuple[str, Attacker], items: Sequence[Item], budget: Budget,
+              path: Path, seed: int, progress: str, starts: Sequence | None, also: Sequence[Path],
+              options: dict) -> list[dict]:
+    """`attack_file` with a file that is this process's own."""
     name, attacker = named
     known = _stored(path, *also)
     each = _options(items, starts, options)
     keys = _keys(bundle, name, items, budget.candidates, seed, each)
-    path.parent.mkdir(parents=True, exist_ok=True)
     bar, failed = Progress(len(items), progress), []
     for key, item, own in zip(keys, items, each, strict=True):
         if not _answers(known.get(key), budget):
@@ -97,8 +110,9 @@ def gather(folder: Path) -> Path:
     if parts and path.exists():
         read_records(path)  # which mends a line that a kill cut off
     for part in parts:
-        _append(path, read_records(part))
-        part.unlink()
+        with _writing(part):  # a shard that is under way keeps its own
+            _append(path, read_records(part))
+            part.unlink()
     return path
 
 
@@ -133,10 +147,16 @@ def _keys(bundle: Bundle, name: str, items: Sequence[Item], candidates: int, see
 
 
 def record(outcome: Outcome) -> dict:
-    """An outcome as one flat JSON object; losses in hundredths of a nat."""
+    """An outcome as one flat JSON object; losses in hundredths of a nat, null where none are."""
     found = asdict(outcome)
-    flat = found.pop("item") | found | {"losses": [round(x, 2) for x in outcome.losses]}
-    return json.loads(json.dumps(flat))  # as it will be read from the file
+    flat = found.pop("item") | found | {"losses": [_finite(round(x, 2)) for x in outcome.losses],
+                                        "loss": _finite(outcome.loss)}
+    return json.loads(as_json(flat))  # as it will be read from the file
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None where there is none: an attacker without losses has NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _answers(record: Mapping | None, budget: Budget) -> bool:
@@ -146,16 +166,19 @@ def _answers(record: Mapping | None, budget: Budget) -> bool:
 def summary(records: Sequence[Mapping]) -> dict:
     """What a table says of one model and attacker: at which step each success came, and costs.
 
-    `allowed` is the smallest budget of the items that withstood.
+    `allowed` is the smallest number of steps that were tried on an item which withstood: its
+    budget, or fewer where the attacker gave up before, as on `gave_up` items.
     """
-    withstood = [r["allowed"] for r in records if not r["obeyed"]]
+    failed = [r for r in records if not r["obeyed"]]
+    withstood = [min(r["allowed"], r["steps"]) for r in failed]
     return {"attacker": records[0]["attacker"], "n": len(records),
             "candidates": records[0]["candidates"],
             "allowed": min(withstood, default=max(r["allowed"] for r in records)),
             "successes": sorted(r["steps"] for r in records if r["obeyed"]),
             "queries": sum(r["queries"] for r in records),
             "seconds": round(sum(r["seconds"] for r in records), 1),
-            "near": sum(r["near"] for r in records)}
+            "near": sum(r["near"] for r in records),
+            "gave_up": sum(r["steps"] < r["allowed"] for r in failed)}
 
 
 SAME = ("model", "attacker", "where", "target", "candidates", "split", "seed")
@@ -166,7 +189,7 @@ def keep(found: Iterable[Mapping], path: Path) -> None:
     """Puts rows into a summary's file; those of other searches stay there."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = {tuple(row.get(name) for name in SAME): row for row in (*before, *found)}
-    write_text(path, json.dumps([*rows.values()], indent=1) + "\n")
+    write_text(path, as_json([*rows.values()], indent=1) + "\n")
 
 
 def shipped(name: str = "summary") -> list[dict]:

@@ -52,12 +52,12 @@ def universal(bundle: Bundle, items: Sequence[Item], budget: Budget = USUAL, see
         asked = [Queries(blanks.make(bundle, item, side, size, seed)) for item in items]
         present = asked[0].blank.first
         while steps < budget.steps:
-            steps += 1
             gradient = sum(_even(q.gradient(present)) for q in asked[:taken])
             draw = exchanges(gradient, present, usable, top, generator)
             fills = distinct(_All([q.blank for q in asked[:taken]]), draw, budget.candidates)
             if not len(fills):
-                break
+                break  # as in `search`: such a step was not done
+            steps += 1
             loss, said = map(torch.stack, zip(*(q.losses(fills) for q in asked[:taken]),
                                               strict=True))
             k = int(loss.mean(0).argmin())
@@ -129,12 +129,15 @@ def _key(bundle: Bundle, items: Sequence[Item], *settings) -> str:
 
 
 def transfer_table(results: Iterable[Mapping]) -> str:
-    """A line for each model that a fill was found on, with its rate of success on every model."""
+    """A line for each model that a fill was found on, with its rate of success on every model.
+
+    Each rate has its own n, since what can be asked differs from model to model.
+    """
     rows, names = [], []
     for one in results:
         names = list(one["tried_on"])
         rows.append([one["found_on"], f"{one['obeyed']} of {one['taken']}", one["steps"],
-                     *(evaluation.rate(*counts).interval() for counts in one["tried_on"].values())])
+                     *(str(evaluation.rate(*counts)) for counts in one["tried_on"].values())])
     return markdown.table(("found on", "obeyed there", "steps", *names), rows)
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..samples import write_text
+from ..samples import as_json, write_text
 from ..visible import one_line
 
 
@@ -19,7 +19,7 @@ def save_records(records: Iterable[dict], path: Path) -> None:
 
 def as_lines(records: Iterable[dict]) -> str:
     """One JSON object per line."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(as_json(record) + "\n" for record in records)
 
 
 def read_records(path: Path) -> list[dict]:

@@ -4,6 +4,7 @@ One datum: `{"id": "v1", "attack": "naive", ..., "response": "Hacked!", "obeyed"
 false}`
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from .. import defenses, generation, logprobs, parity, prompts, ranks
 from ..models import Bundle, merged, native_precision, positions, weights_hash
-from ..samples import as_row, fingerprint
+from ..samples import alone, as_row, fingerprint
 from . import judges
 from .items import Item
 from .judges import decided, obeyed
@@ -211,10 +212,18 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
 
     Items whose record the file already holds (same prompt, judge, settings and weights) are not
     asked again. Returns the records of these items in order. Raises ValueError for a line that is
-    no record, or does not say which model and settings it is of.
+    no record, or does not say which model and settings it is of, and while another process writes.
     """
     matters = dict(defense=defense, frontend=frontend, verdict_only=verdict_only,
                    max_new_tokens=max_new_tokens)
+    lock = path.with_name(f".{path.name}.lock")
+    with alone(lock) if ranks.first() else contextlib.nullcontext():
+        return _evaluated(bundle, items, path, chunk, matters, options)
+
+
+def _evaluated(bundle: Bundle, items: Sequence[Item], path: Path, chunk: int, matters: dict,
+               options: dict) -> list[dict]:
+    """`evaluate_file` with a file that is this process's own."""
     settings = ranks.of_first(lambda: json.dumps(
         [bundle.format.name, bundle.format.end, weights_hash(bundle), matters], sort_keys=True))
     stored = read_records(path) if path.exists() else []
@@ -223,15 +232,13 @@ def evaluate_file(bundle: Bundle, items: Sequence[Item], path: Path, defense: st
                          "file")
     # records of older versions do not say how long the response was
     known = {record["key"]: record for record in stored if "tokens" in record}
-    asked = _asked(bundle, map(asdict, items), frontend, defense)
+    asked = _asked(bundle, map(asdict, items), matters["frontend"], matters["defense"])
     keys = [_key(item, ids, settings) for item, ids in zip(items, asked, strict=True)]
     open_ = [(key, item) for key, item in zip(keys, items, strict=True) if key not in known]
     first = {sample: number for number, sample in reversed([*enumerate(map(_sample, items))])}
     open_.sort(key=lambda pair: first[_sample(pair[1])])  # attacks on a sample stand in one chunk
     # before the first chunk is written
-    _refuse_longer(bundle, [item for _, item in open_], max_new_tokens)
-    if ranks.first():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_longer(bundle, [item for _, item in open_], matters["max_new_tokens"])
     for start in range(0, len(open_), chunk):
         part = open_[start : start + chunk]
         fresh = evaluate(bundle, [item for _, item in part], **matters, **options)

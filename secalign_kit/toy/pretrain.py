@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .. import progress
 from ..models import has_bf16, write_tensors
 from ..prompts import FORMATS
+from ..samples import as_json
 from .corpus import corpus_sample
 from .world import Vocabulary
 
@@ -227,7 +228,7 @@ def pretrain(config: PretrainConfig, folder: Path, every: int = 200, until: int 
             record = {"step": step + 1, "loss": mean, "seconds": time.perf_counter() - began}
             save_checkpoint(folder, config, step + 1, model, optimizers)
             with open(folder / "pretraining.jsonl", "a") as log:
-                log.write(json.dumps(record) + "\n")
+                log.write(as_json(record) + "\n")
             losses = []
     bar.close()
     save_model(model, tokenizer, config, folder)
