@@ -9,7 +9,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("default", deadline=None)  # a slow machine is no fault
-settings.register_profile("nightly", deadline=None, max_examples=5_000)
+settings.register_profile("nightly", deadline=None, max_examples=5_300)
 settings.load_profile("default")
 
 

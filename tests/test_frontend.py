@@ -1,7 +1,7 @@
 """Whatever the data hold, nothing reserved is read in them, for every kind of tokenizer.
 
-`pytest tests/test_frontend.py --hypothesis-profile nightly` tries 5,000 texts for
-each, 100,000 in all.
+`pytest tests/test_frontend.py --hypothesis-profile nightly` tries 5,300 texts for each of
+nineteen, 100,700 in all.
 """
 
 import unicodedata
