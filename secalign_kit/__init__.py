@@ -22,10 +22,14 @@ The README draws the rest. Importing the package imports none of them.
 """
 
 import logging
+import os
 
 # At import, bitsandbytes remarks on CPUs that an optional package of download-on-demand kernels is
 # missing. The kit does without it on purpose; its own layers are told so in models.keep_gradients.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+# Nobody asked huggingface_hub to report which libraries are used; who wants it to says so.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
