@@ -140,14 +140,13 @@ assert not cli.main(["demo", "--n", "2", "--set", "n_pairs=24", "--set", "batch_
                      "--set", "epochs=1", "--set", "lora_r=4", "--output", "run"])
 assert not cli.main(["evaluate", "run", "--n", "2", "--attacks", "naive"])
 assert secalign_kit.load("secalign").answer("Count the words.", "red, owl.")
-assert not tried or "HF_HUB_OFFLINE" not in os.environ, tried
+assert not tried, tried
 """
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["offline", "not told"])
 def test_the_embedded_model_is_trained_evaluated_and_reported_without_a_network(tmp_path, told):
-    """Every attempt is refused; those that a library forgives are noticed where it was told to make
-    none."""
+    """Every attempt is refused, and noticed even if a library forgives it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(
         [str(Path(cli.__file__).parents[1]), environment.get("PYTHONPATH", "")])}
