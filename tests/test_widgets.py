@@ -532,6 +532,19 @@ def test_a_search_refuses_bad_input_in_place(searched):
     assert not searched.asked and not searched.parts.attack.disabled
 
 
+def test_a_search_that_fails_says_so_and_unlocks_the_page(searched):
+    def failing():
+        yield seen(0, False)
+        raise RuntimeError("no memory for <b>this</b>")
+
+    searched.seen = failing()
+    searched.parts.attack.click()
+    assert text_of(searched.parts.message) == (
+        "This failed with RuntimeError: no memory for <b>this</b>")
+    assert "<b>" not in searched.parts.message.value
+    assert not (searched.parts.attack.disabled or searched.view.parts.data.disabled)
+
+
 def test_outcomes_in_words():
     assert outcome(seen(3, True), False) == "obeyed after 3 steps and 145 queries"
     assert outcome(seen(3, False), True).startswith("stopped after 3 steps")

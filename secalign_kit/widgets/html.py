@@ -41,13 +41,15 @@ def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str 
     columns = "".join(f'<th scope="col" style="{cell}">{escape(text)}</th>' for text in head)
     lines = []
     for first, *rest in rows:
-        cells = "".join(f'<td style="{cell};{TEXT}">{escape(text)}</td>' for text in rest)
+        cells = "".join(f'<td style="{cell};{TEXT};min-width:5em">{escape(text)}</td>'
+                        for text in rest)  # as wide as a rate, which would be cut in two
         lines.append(f'{_ROW}<th scope="row" style="{cell}">{escape(first)}</th>{cells}</tr>')
     return _boxed(f"<thead>{_ROW}{columns}</tr></thead><tbody>{''.join(lines)}</tbody>", caption)
 
 
 def _boxed(content: str, caption: str) -> str:
-    return (f'<div style="{BOX}"><table style="border-spacing:.4em .1em;border-collapse:separate">'
+    return (f'<div style="{BOX}" tabindex="0">'  # where it scrolls, with the keyboard too
+            '<table style="border-spacing:.4em .1em;border-collapse:separate">'
             f'<caption style="text-align:left;color:{INK}">{escape(caption)}</caption>'
             f"{content}</table></div>")
 
@@ -63,10 +65,11 @@ def dimmed_html(content: str) -> str:
 
 
 def image_html(png: bytes, words: str) -> str:
-    """A picture as wide as the page allows, with what it shows in words."""
+    """A picture as wide as the page allows, and no smaller than can be read: then it scrolls."""
     data = base64.b64encode(png).decode("ascii")
-    return (f'<img alt="{escape(words)}" src="data:image/png;base64,{data}" '
-            f'style="max-width:100%;height:auto;width:{shown_width(png)}px">')
+    return (f'<div style="overflow-x:auto" tabindex="0"><img alt="{escape(words)}" '
+            f'src="data:image/png;base64,{data}" '
+            f'style="max-width:max(100%, 40rem);height:auto;width:{shown_width(png)}px"></div>')
 
 
 def cards_html(cards: Iterable[tuple[str, str, str]]) -> str:

@@ -13,7 +13,19 @@ from .html import dimmed_html, message_html
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SCRIPT = "application/javascript"
+STYLE = """
+.widget-html-content { min-width: 0; }
+.jp-RenderedHTMLCommon.jp-RenderedMarkdown a:any-link { text-decoration: underline; }
+[data-jp-theme-light=false] .widget-dropdown > select { background-image: url("data:image/svg+xml,\
+<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'>\
+<path fill='white' d='M4 6h10l-5 6z'/></svg>"); }
+"""
+"""On a narrow page, wide tables scroll in their own box; links differ from words by more than
+colour; arrows can be seen in the dark."""
 NAMES = """
+const id = 'secalign-style';
+if (!document.getElementById(id))
+  document.head.append(Object.assign(document.createElement('style'), {id, textContent: `STYLE`}));
 let left = 30;  // seconds in which a front end may still be drawing
 const name = () => {
   for (const slider of document.querySelectorAll('[role=slider]:not([aria-label])')) {
@@ -28,8 +40,9 @@ const name = () => {
   if (left--) setTimeout(name, 1000);
 };
 name();
-"""
-"""Gives sliders and the buttons of a player names: ipywidgets' own have none for screen readers."""
+""".replace("STYLE", STYLE)
+"""Gives sliders and the buttons of a player names: ipywidgets' own have none for screen readers.
+And gives the page its `STYLE`, once."""
 
 Progress = Callable[[Sequence], Iterable]
 """Goes over a sequence and says how far it is: `iter`, `tqdm`, or a view's own bar."""
@@ -112,19 +125,24 @@ def _over(bar) -> Progress:
 
 @contextlib.contextmanager
 def answering(parts: SimpleNamespace, *shown: str):
-    """Shows the bar; a ValueError becomes a sentence in place, and `shown` parts become empty.
+    """Shows the bar; an error becomes a sentence in place, and `shown` parts become empty.
 
-    While it works, what `shown` parts say is dimmed: it answers the input before.
+    While it works, what `shown` parts say is dimmed: it answers the input before. An error that is
+    no ValueError is raised again, for whoever reads the log.
     """
     parts.progress.layout.visibility, parts.message.value = "visible", ""
     for part in (getattr(parts, name) for name in shown):
         part.value = part.value and dimmed_html(part.value)
     try:
         yield _over(parts.progress)
-    except ValueError as error:
+    except Exception as error:
         for name in shown:  # numbers of the last input must not stand beside the new one
             getattr(parts, name).value = ""
-        parts.message.value = message_html(str(error))
+        known = isinstance(error, ValueError)
+        said = str(error) if known else f"This failed with {type(error).__name__}: {error}"
+        parts.message.value = message_html(said)
+        if not known:
+            raise
     finally:
         parts.progress.layout.visibility = "hidden"
 
