@@ -37,7 +37,8 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
 .k, .kn, .kc, .ow { font-weight: 600; } .c1 { color: var(--quiet); }
 code { font-family: ui-monospace, monospace; font-size: .92em; }
 .scroll { display: block; overflow-x: auto; } .scroll td { overflow-wrap: break-word !important; }
-table { border-collapse: collapse; margin: .6rem 0; font-size: .92em; }
+table { border-collapse: collapse; border: 0; margin: .6rem 0; font-size: .92em; }
+.dataframe thead th { text-align: left !important; }
 th, td { border: 0; border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0;
  text-align: left; vertical-align: top; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
