@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 
 HERE = Path(__file__).resolve().parent
-NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?%?(?![\w])")
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?%?(?![\w])")
 QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 TOLERANCE = 0.15  # of a number: threads and processors round differently
 # and at least so many units, by the kind of number, on a like machine or on another
