@@ -42,12 +42,16 @@ def keeps(output) -> bool:
 
 
 def machine() -> dict[str, str]:
-    """What decides how 4-bit products are rounded."""
+    """What decides how products are rounded, and so which of two near words a model says."""
     from importlib.metadata import version
+
+    import torch
 
     from secalign_kit.models import compute_dtype
 
-    return {"products": str(compute_dtype("cpu")), "torch": version("torch").partition("+")[0]}
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return {"products": str(compute_dtype("cpu")) + " with AMX" * amx,
+            "torch": version("torch").partition("+")[0]}
 
 
 def run(path: Path) -> None:
