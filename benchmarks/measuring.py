@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from secalign_kit import training
 from secalign_kit.markdown import table
+from secalign_kit.samples import write_json
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def markdown(results: list[Result]) -> str:
 def save(results: list[Result], path: Path) -> None:
     """`path`.json and `path`.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    training.write_json(path.with_suffix(".json"),
+    write_json(path.with_suffix(".json"),
                         {"machine": machine(), "results": [asdict(r) for r in results]})
     text = "\n".join(f"- {key}: {value}" for key, value in machine().items())
     path.with_suffix(".md").write_text(f"{markdown(results)}\n{text}\n", encoding="utf-8")

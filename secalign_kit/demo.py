@@ -15,6 +15,7 @@ from .config import RunConfig, recipe
 from .evaluation import Item, Rate
 from .injections import POSITIONS
 from .models import Bundle
+from .samples import write_json
 
 NOTES = [
     "The embedded model knows a small generated world; its rates say nothing about large models.",
@@ -118,7 +119,7 @@ def run_demo(config: RunConfig | None = None, n: int | None = 40) -> dict:
     for name, png in pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(png)
     summary["seconds"] = time.perf_counter() - began
-    training.write_json(folder / "summary.json", plain(summary))
+    write_json(folder / "summary.json", plain(summary))
     place = f"In training, injections stood {POSITIONS[config.position]} of the data."
     closest = evaluation.closest_calls(run.bundle, secure)
     page = report.render_report(summary, pictures, evaluation.examples(insecure, secure, 1),

@@ -38,6 +38,7 @@ from . import (
 from .config import RunConfig, recipe
 from .evaluation import Item
 from .models import Bundle
+from .samples import write_json
 
 MODEL = "smollm2-135m"
 RECIPES = {"smollm2_undefended": "english_undefended", "smollm2_secalign": "english"}
@@ -140,7 +141,7 @@ class Stages:
             yield known
         finally:
             known["seconds"] = round(known.get("seconds", 0) + time.perf_counter() - began, 1)
-            training.write_json(self.path, self.found)
+            write_json(self.path, self.found)
             print(f"{name}: {known['seconds']:.0f} s", flush=True)
 
     @property
@@ -185,7 +186,7 @@ def round_adapter(source: Path, target: Path, base: str) -> None:
     described = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     described["base_model_name_or_path"] = base  # peft writes this machine's path
     described["target_modules"].sort()  # a set to peft, which writes it in any order
-    training.write_json(fresh / "adapter_config.json", described)
+    write_json(fresh / "adapter_config.json", described)
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
 
@@ -303,5 +304,5 @@ def write(folder: Path, config: RunConfig, bundle: Bundle, records: Mapping[str,
         "model": MODEL, "seed": config.seed, "device": machine(bundle.device),
         "stages": stages.done, "seconds": round(stages.seconds, 1),
         "versions": training.versions()})
-    training.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     return summary

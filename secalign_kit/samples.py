@@ -141,6 +141,11 @@ def as_json(value, **options) -> str:
                          "with the command that you gave") from error
 
 
+def write_json(path: str | os.PathLike, value) -> None:
+    """Writes a value as a JSON file, as `write_text` and `as_json` do."""
+    write_text(path, as_json(value, indent=1) + "\n")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one, never half of it."""
     path = Path(path)

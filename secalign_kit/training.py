@@ -84,7 +84,7 @@ from .logprobs import as_pair, encode_pair, encode_pairs, score_pairs  # noqa: F
 from .models import Bundle
 from .preference import PairScores, dpo_loss
 from .progress import bar as progress_bar
-from .samples import Sample, alone, as_json, shipped_samples, write_text
+from .samples import Sample, alone, as_json, shipped_samples, write_json, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 APART = 0.3  # nats a pair; different attention kernels in bf16 were up to 0.5 apart
@@ -739,10 +739,6 @@ def used(folder: Path) -> tuple[dict, bool]:
 def versions() -> dict[str, str]:
     found = {name: version(name) for name in PACKAGES}
     return found | {"python": platform.python_version(), "machine": platform.machine()}
-
-
-def write_json(path: Path, value) -> None:
-    write_text(path, as_json(value, indent=1) + "\n")
 
 
 def refuse_other_run(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ from .. import markdown
 from ..evaluation import Item, Rate, rate, read_records
 from ..evaluation.records import as_lines
 from ..models import Bundle, weights_hash
-from ..samples import DATA, alone, as_json, fingerprint, write_text
+from ..samples import DATA, alone, as_json, fingerprint, write_json
 from .search import Budget, Outcome, Progress
 
 Attacker = Callable[..., Outcome]
@@ -189,7 +189,7 @@ def keep(found: Iterable[Mapping], path: Path) -> None:
     """Puts rows into a summary's file; those of other searches stay there."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = {tuple(row.get(name) for name in SAME): row for row in (*before, *found)}
-    write_text(path, as_json([*rows.values()], indent=1) + "\n")
+    write_json(path, [*rows.values()])
 
 
 def shipped(name: str = "summary") -> list[dict]:

@@ -24,7 +24,7 @@ import torch
 from .. import adapters, application, models, roles, training
 from ..application import Source
 from ..models import Bundle
-from ..samples import write_text
+from ..samples import write_json, write_text
 from . import check, weights
 from .card import card, licence, table
 from .check import Check
@@ -150,7 +150,7 @@ def _describe(source: Source, bundle: Bundle, fresh: Path, kind: str, strength: 
     summary = json.loads(stored.read_text("utf-8")) if stored and stored.is_file() else None
     write_text(fresh / "README.md", card(source, title, kind, strength, dtype, bundle.four_bit,
                                          measured or table(source, summary), found))
-    training.write_json(fresh / MARK, {
+    write_json(fresh / MARK, {
         "kind": kind, "strength": strength, "dtype": dtype, "base": source.model,
         "format": bundle.format.name, "versions": training.versions(), "check": found.as_dict()})
 

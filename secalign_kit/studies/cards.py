@@ -12,7 +12,7 @@ from ..config import RECIPES, recipe
 from ..injections import POSITIONS
 from ..markdown import card, table
 from ..models import Bundle
-from ..samples import write_text
+from ..samples import write_json, write_text
 from . import summaries
 
 
@@ -99,7 +99,7 @@ def ship(name: str, run: Path = Path("runs/real")) -> Path:
     metrics = run / "runs" / name / "metrics.jsonl"
     write_text(target / "metrics.jsonl", metrics.read_text(encoding="utf-8"))
     write_text(target / "README.md", real_card(name, summary))
-    training.write_json(summaries.REAL / "shipped.json", summary)
+    write_json(summaries.REAL / "shipped.json", summary)
     return target
 
 
@@ -124,6 +124,6 @@ def make_adapter(name: str) -> Path:
     described = json.loads((run.folder / "adapter" / settings).read_text(encoding="utf-8"))
     described["base_model_name_or_path"] = "data/model"  # peft writes this machine's path
     described["target_modules"].sort()  # a set to peft, which writes it in any order
-    training.write_json(target / settings, described)
+    write_json(target / settings, described)
     write_text(target / "README.md", adapter_card(name, run.bundle))
     return target

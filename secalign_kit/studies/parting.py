@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import evaluation, figures, models, pairs, training
 from ..config import RunConfig, recipe
-from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD
+from ..samples import DINOSAUR_HOST, DINOSAUR_PAYLOAD, write_json
 from . import summaries
 
 SHIPPED = summaries.SHIPPED / "diagram.json"
@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.shipped:
         config = recipe("demo").replace(n_pairs=6400, probe_every=4, output="runs/parting")
-        training.write_json(SHIPPED, record(config))
+        write_json(SHIPPED, record(config))
     found = json.loads(SHIPPED.read_text(encoding="utf-8"))
     print(*draw(found, arguments.folder), sep="\n")
 

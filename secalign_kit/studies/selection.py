@@ -21,6 +21,7 @@ from ..config import recipe
 from ..evaluation import Rate
 from ..markdown import table
 from ..models import Bundle
+from ..samples import write_json
 from . import summaries
 
 SHIPPED = summaries.SHIPPED / "selection.json"
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=SHIPPED)
     arguments = parser.parse_args()
     found = select(arguments.folder)
-    training.write_json(arguments.output, found)
+    write_json(arguments.output, found)
     print(markdown(found))
 
 
