@@ -22,7 +22,7 @@ import secalign_kit
 from . import ranks
 from .config import MAKING, PAIR_POSITIONS, RunConfig, chosen, recipe, recipes
 from .injections import POSITIONS
-from .samples import Sample, alone, as_json, load_samples, write_text
+from .samples import Sample, alone, load_samples, write_json, write_text
 from .visible import one_line
 
 COMMANDS: dict[str, tuple] = {}
@@ -405,7 +405,9 @@ def attack(arguments) -> None:
                          f"{' and '.join(sorted(attackers.WITH_START))}")
     if arguments.jobs != 1:
         _in_jobs(arguments)
-    found = [row for name in arguments.adapters for row in _searched(name, arguments)]
+    weaker = arguments.start_from and _victim(arguments.start_from, arguments,
+                                              four_bit=arguments.four_bit)
+    found = [row for name in arguments.adapters for row in _searched(name, weaker, arguments)]
     if arguments.shard != "1/1":
         return
     for row in found:
@@ -444,11 +446,14 @@ def _in_jobs(arguments) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _searched(name: str, arguments) -> Iterator[dict]:
-    """A row of the summary for each attacker, place and radius, against one model."""
+def _searched(name: str, weaker, arguments) -> Iterator[dict]:
+    """A row of the summary for each attacker, place and radius, against one model.
+
+    `weaker` is the bundle whose searches are begun with, if any.
+    """
     from . import attackers, evaluation
 
-    bundle = _victim(name, arguments)
+    bundle = _victim(name, arguments, four_bit=arguments.four_bit)
     samples = load_samples(arguments.samples) if arguments.samples else None
     places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
     for who, place in itertools.product(arguments.attackers, places):
@@ -458,7 +463,8 @@ def _searched(name: str, arguments) -> Iterator[dict]:
         items = evaluation.shard(items, arguments.shard)
         for options, where in _ways(who, arguments):
             where = ", ".join([*where, place, *_remarks(arguments)])
-            records = _records(bundle, who, items, f"{who}, {name}, {where}", options, arguments)
+            records = _records(bundle, weaker, who, items, f"{who}, {name}, {where}", options,
+                               arguments)
             if arguments.shard == "1/1":
                 yield {"model": name, "where": where, "target": arguments.target,
                        "split": arguments.split, "seed": arguments.seed,
@@ -473,11 +479,12 @@ def _remarks(arguments) -> Iterator[str]:
         yield f"from {arguments.start_from}"
 
 
-def _victim(name: str, arguments):
+def _victim(name: str, arguments, **options):
+    """The model with this adapter, or with none."""
     from . import models
 
-    return models.load(arguments.model, four_bit=arguments.four_bit,
-                       adapter=None if name == "none" else _adapter(name))
+    return models.load(arguments.model, adapter=None if name == "none" else _adapter(name),
+                       **options)
 
 
 def _ways(who: str, arguments) -> Iterator[tuple[dict, list[str]]]:
@@ -497,16 +504,14 @@ def _ways(who: str, arguments) -> Iterator[tuple[dict, list[str]]]:
         yield options | moved, [f"radius {radius:g}", *words]
 
 
-def _records(bundle, who: str, items: list, words: str, options: dict, arguments) -> list[dict]:
+def _records(bundle, weaker, who: str, items: list, words: str, options: dict,
+             arguments) -> list[dict]:
     """The searches of one attacker, kept in the folder; the first job shows its progress."""
     from . import attackers
 
     path, also = attackers.runs.shard(arguments.folder, arguments.shard)
-    starts = None
-    if arguments.start_from:
-        weaker = _victim(arguments.start_from, arguments)
-        starts = attackers.runs.fills(weaker, who, items, arguments.candidates, (path, *also),
-                                 arguments.seed, **options)
+    starts = attackers.runs.fills(weaker, who, items, arguments.candidates, (path, *also),
+                                  arguments.seed, **options) if weaker else None
     budget = attackers.Budget(arguments.steps, arguments.candidates)
     return attackers.attack_file(
         bundle, (who, attackers.SEARCHES[who]), items, budget, path, arguments.seed,
@@ -546,12 +551,9 @@ def universal(arguments) -> None:
 
 def _transferred(arguments, path: Path) -> list[dict]:
     """The results for the adapters that were named, each kept in the file when it is there."""
-    from . import attackers, evaluation, models
+    from . import attackers, evaluation
 
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    def load(name: str):
-        return models.load(arguments.model, adapter=None if name == "none" else _adapter(name))
 
     def items(bundle) -> list:
         asked = evaluation.evaluation_items(bundle, arguments.split,
@@ -559,15 +561,15 @@ def _transferred(arguments, path: Path) -> list[dict]:
         return [item for item in asked if item.start >= 0]
 
     results = attackers.transfer(
-        load, arguments.adapters, lambda bundle: items(bundle)[arguments.n :],
-        lambda bundle: items(bundle)[: arguments.n], attackers.Budget(arguments.steps),
-        arguments.seed, found)
+        lambda name: _victim(name, arguments), arguments.adapters,
+        lambda bundle: items(bundle)[arguments.n :], lambda bundle: items(bundle)[: arguments.n],
+        attackers.Budget(arguments.steps), arguments.seed, found)
     shown = []
     for one in results:
         shown.append(one | {"tried_on": {name: one["tried_on"][name]
                                          for name in arguments.adapters}})
         found = [*(other for other in found if other["key"] != one["key"]), one]
-        write_text(path, as_json(found, indent=1) + "\n")
+        write_json(path, found)
     return shown
 
 
