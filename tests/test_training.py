@@ -357,6 +357,8 @@ def run_of(config, **changes):
     (1, 2, {"gradient_checkpointing": True, "batch_size": 2, "accumulation": 4})])
 def test_a_run_steps_down_to_what_fits_and_keeps_its_steps(tiny_config, tmp_path, monkeypatch,
                                                            most, checkpointing, used):
+    # in fp32: where a CPU multiplies in bf16, smaller batches are rounded in another way
+    tiny_config = dataclasses.replace(tiny_config, four_bit=False)
     wanted = run_of(tiny_config, **used, output=str(tmp_path / "wanted"))
     small_gpu(monkeypatch, most, checkpointing)
     if used:
@@ -368,7 +370,7 @@ def test_a_run_steps_down_to_what_fits_and_keeps_its_steps(tiny_config, tmp_path
     for key in ("loss", "margin", "rejected_logprob"):
         found, expected = ([r[key] for r in metrics if key in r]
                            for metrics in (run.metrics, wanted.metrics))
-        assert found == pytest.approx(expected, abs=2e-4) and found
+        assert found == pytest.approx(expected, abs=1e-5) and found
     assert [r["step"] for r in run.metrics] == [0, 1, 2, 3]
     assert RunConfig.from_yaml(run.folder / "config.yaml").batch_size == 8  # as it was asked for
     noted = json.loads((run.folder / "versions.json").read_text())
