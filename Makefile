@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: help demo real real-seeds test test-colab versions newest licences lab app site adapters \
-  summaries selection parting bench wheel clean
+  summaries selection parting ablation bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -131,6 +131,11 @@ selection: $(STAMP)
 # make parting: the two pictures of the README, from a short training (two minutes)
 parting: $(STAMP)
 	$(BIN)/python -m secalign_kit.studies.parting
+
+# make ablation: the attacker in the training loop, one setting varied at a time (hours on two cores)
+ablation: export HF_HUB_OFFLINE = 1
+ablation: $(STAMP)
+	$(BIN)/python -m secalign_kit.studies.ablation
 
 # make bench: the tables of docs/performance.md, into runs/bench (an hour and a half)
 bench: $(STAMP)

@@ -17,12 +17,14 @@ bars with Wilson intervals. Nothing is shown, saved or kept in global state; `pn
     answers    what was answered instead, as parts of a whole
     searches   attacks that search: loss by step, success by budget; embeddings moved
     tradeoff   security beside utility
+    ablation   one setting varied at a time
 
 Limits: texts are drawn in DejaVu Sans Mono, which has no Chinese or emoji; characters without a
 glyph, and invisible ones, are written as their code point, `[U+202E]`. Long texts are cut with an
 ellipsis in figures (never in data).
 """
 
+from .ablation import ablation
 from .answers import answer_kinds
 from .asr import asr_bars, attack_bars, attack_places
 from .canvas import gif, image, png, shown_width, words
@@ -39,8 +41,8 @@ from .training import compare_training, training_curves, trajectory
 from .weights import update_norms
 
 __all__ = [
-    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "answer_kinds", "asr_bars",
-    "attack_bars", "attack_places", "before_after", "compare_training", "diagram",
+    "HATCH", "INK", "LINE", "MARKER", "PALETTE", "PAPER", "ablation", "answer_kinds",
+    "asr_bars", "attack_bars", "attack_places", "before_after", "compare_training", "diagram",
     "embedding_moves", "gif", "image", "log_prob_clouds", "loss_curve", "margin_histogram",
     "parting", "png", "rate_curves", "role_strip", "searches", "shift_scatter", "shown_width",
     "strength_dial", "token_strip", "tradeoff", "training_curves", "trajectory", "update_norms",
