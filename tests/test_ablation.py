@@ -77,20 +77,20 @@ def test_the_figure_has_a_line_for_every_value_and_marks_the_base():
 def test_a_variant_is_trained_and_measured_without_the_held_out_test(tmp_path, monkeypatch):
     def allowed(split):
         assert split != "heldout"
-        return shipped_samples(split)[: 12 if split == "validation" else None]
+        return shipped_samples(split)[: 6 if split == "validation" else None]
 
     for module in (evaluation.items, training):
         monkeypatch.setattr(module, "shipped_samples", allowed)
     config = ablation.variants(tmp_path, 16)["learned beside the adapter: role vectors"].replace(
         batch_size=8, adversary_moves=1)
-    found = ablation.row("a", config, 2, 1, attacked=1)
-    assert found["gcg"]["n"] == 2 and found["settings"]["moves in a step"] == 1
-    assert found["clean_utility"]["n"] == 12 and list(found["right"]) == ["end", "start", "middle"]
+    found = ablation.row("a", config, 1, 1, attacked=1)
+    assert found["gcg"]["n"] == 1 and found["settings"]["moves in a step"] == 1
+    assert found["clean_utility"]["n"] == 6 and list(found["right"]) == ["end", "start", "middle"]
     assert "adversary_before" in (tmp_path / "beside-role_vectors" / "metrics.jsonl").read_text()
     assert json.loads(json.dumps(found)) == found and ablation.markdown([found])
     for module, name in ((training, "train"), (evaluation.responses, "_evaluate"),
                          (attackers, "gcg")):
         monkeypatch.setattr(module, name, None)  # nothing is done twice
-    assert ablation.row("a", config, 2, 1, attacked=1) == found
+    assert ablation.row("a", config, 1, 1, attacked=1) == found
     with pytest.raises(ValueError, match="another configuration"):
-        ablation.row("a", config.replace(beta=0.2), 2, 1)
+        ablation.row("a", config.replace(beta=0.2), 1, 1)
