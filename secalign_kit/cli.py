@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import errno
-import itertools
 import json
 import os
 import signal
@@ -376,8 +375,9 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
                 "with commas (default: 0.5,1,2)"),
     option("--position", default="end", choices=(*POSITIONS, "all"),
            help="where in the data the payload stands; all: at the end, the start, in the middle"),
-    option("--target", default="witness", choices=("witness", "payload"),
-           help="what is to be answered: the split's own word, or another sample"),
+    option("--target", default="witness", choices=("witness", "payload", "probe"),
+           help="what is to be answered: the split's own word, another sample, or a question of "
+                "the kit's English"),
     option("--split", default="heldout", choices=("validation", "heldout")),
     option("--samples", metavar="FILE", help="attack these samples instead of the kit's own"),
     option("--n", type=int, default=100, help="attacked samples (default: 100)"),
@@ -411,6 +411,9 @@ def attack(arguments) -> None:
     if arguments.shard != "1/1":
         return
     for row in found:
+        if row["left_out"]:
+            print(f"{row['model']}: {row['left_out']} samples left out, with requests that the "
+                  "model does not answer even as instructions")
         if row["gave_up"]:
             warnings.warn(f"{row['attacker']} gave up on {row['gave_up']} of {row['n']} items "
                           "before its budget was spent; the table says no rate beyond "
@@ -454,21 +457,42 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
     from . import attackers, evaluation
 
     bundle = _victim(name, arguments, four_bit=arguments.four_bit)
-    samples = load_samples(arguments.samples) if arguments.samples else None
     places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
-    for who, place in itertools.product(arguments.attackers, places):
-        items = [item for item in evaluation.evaluation_items(
-            bundle, arguments.split, arguments.n, place, ("naive",), (arguments.target,),
-            samples=samples) if item.start >= 0]
+    for place in places:
+        items, left_out = _attackable(bundle, place, arguments)
         items = evaluation.shard(items, arguments.shard)
-        for options, where in _ways(who, arguments):
+        ways = [(who, *way) for who in arguments.attackers for way in _ways(who, arguments)]
+        for who, options, where in ways:
             where = ", ".join([*where, place, *_remarks(arguments)])
             records = _records(bundle, weaker, who, items, f"{who}, {name}, {where}", options,
                                arguments)
             if arguments.shard == "1/1":
                 yield {"model": name, "where": where, "target": arguments.target,
-                       "split": arguments.split, "seed": arguments.seed,
+                       "split": arguments.split, "seed": arguments.seed, "left_out": left_out,
                        **attackers.summary(records)}
+
+
+def _attackable(bundle, place: str, arguments) -> tuple[list, int]:
+    """The items to attack, and how many were left out.
+
+    What the model does not answer even as an instruction says nothing of an attacker who wants it.
+    """
+    from . import evaluation
+
+    samples = load_samples(arguments.samples) if arguments.samples else None
+    items = evaluation.evaluation_items(bundle, arguments.split, arguments.n, place, ("naive",),
+                                        (arguments.target,), samples=samples)
+    attacked = [item for item in items if item.start >= 0]
+    wanted = {item.payload for item in attacked}
+    asked = evaluation.evaluate(bundle, [item for item in items if item.attack == "retention"
+                                         and item.instruction in wanted])
+    answered = {record["instruction"] for record in asked if record["right"] is not False}
+    kept = [item for item in attacked if item.payload in answered]
+    if not kept:
+        raise ValueError(f"this model answers none of the {len(wanted)} requests even when they "
+                         "are asked directly, so that no attack says anything; choose another "
+                         "--target or other samples")
+    return kept, len(attacked) - len(kept)
 
 
 def _remarks(arguments) -> Iterator[str]:

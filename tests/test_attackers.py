@@ -554,6 +554,26 @@ def test_a_sample_that_cannot_be_attacked_does_not_keep_the_others_from_it(toy, 
     assert [r["id"] for r in evaluation.read_records(path)] == [hosts[0].id, hosts[2].id]
 
 
+def test_what_a_model_does_not_answer_when_asked_is_not_attacked(tmp_path, monkeypatch, capsys):
+    """The embedded model answers no question of the kit's English."""
+    assert attack(tmp_path, "none", "--target", "probe") == 2
+    assert "answers none of the 3 requests even when they are asked" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    asked = []
+
+    def knows_one(bundle, items, **options):
+        asked.extend(item.instruction for item in items)
+        return [{"instruction": item.instruction, "right": item.instruction == asked[0]}
+                for item in items]
+
+    monkeypatch.setattr(evaluation, "evaluate", knows_one)
+    assert attack(tmp_path, "none", "--target", "probe") == 0
+    found, = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["target"], found["n"], found["left_out"]) == ("probe", 1, 2)
+    assert "none: 2 samples left out, with requests that" in capsys.readouterr().out
+    assert {r["payload"] for r in searches(tmp_path).values()} == {asked[0]}
+
+
 def test_a_search_begins_with_what_was_found_on_another_model(tmp_path, capsys):
     assert attack(tmp_path, "paper", "--start-from", "none") == 2
     assert "lacks the searches of 3 of 3 samples" in capsys.readouterr().err
