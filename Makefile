@@ -113,7 +113,7 @@ app: $(STAMP)
 site: $(STAMP)
 	$(BIN)/python notebooks/pages.py build/site
 
-# make adapters: the shipped adapters, made anew (an hour and a half on two cores, SmolLM2's included)
+# make adapters: the shipped adapters, made anew (an hour on two cores; SmolLM2's: secalign-kit real --ship)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
 
