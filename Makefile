@@ -113,7 +113,7 @@ app: $(STAMP)
 site: $(STAMP)
 	$(BIN)/python notebooks/pages.py build/site
 
-# make adapters: the shipped adapters, made anew (an hour on two cores; SmolLM2's: secalign-kit real --ship)
+# make adapters: the shipped adapters of the embedded model, made anew (an hour on two cores)
 adapters: $(STAMP)
 	$(BIN)/secalign-kit adapters
 
