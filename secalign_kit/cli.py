@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -387,12 +388,15 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
     option("--jobs", type=int, default=1, metavar="N",
            help="processes at once, each with one thread and every N-th sample (default: 1)"),
     option("--shard", default="1/1", help="k/n: every n-th sample only, and no table"),
+    option("--job", action="store_true", help=argparse.SUPPRESS),  # one of --jobs
     option("--no-four-bit", dest="four_bit", action="store_false"),
     examples="none paper secalign --steps 500 --jobs 2\n"
              "secalign --attackers gcg,random,strategies --n 20\n"
              "secalign --start-from paper --steps 50\nsecalign --attackers embeddings --n 20",
 )
 def attack(arguments) -> None:
+    if arguments.job:
+        _end_with_parent()
     from . import attackers
 
     attackers.Budget(arguments.steps, arguments.candidates)  # refuses what is none
@@ -435,11 +439,8 @@ def _in_jobs(arguments) -> None:
         raise ValueError(f"--jobs {arguments.jobs} with --shard {arguments.shard} is no way to "
                          "share the samples; give one of them, and at least 1 job")
     attackers.runs.gather(arguments.folder)
-    again = [sys.executable, "-m", "secalign_kit", *arguments.typed, "--jobs", "1", "--shard"]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the jobs end, too
-    jobs = [subprocess.Popen([*again, f"{k}/{arguments.jobs}"], stdout=subprocess.DEVNULL,
-                             env=os.environ | {"OMP_NUM_THREADS": "1"})
-            for k in range(1, arguments.jobs + 1)]
+    jobs = _started_jobs(arguments.typed, arguments.jobs)
     try:
         for job in jobs:
             job.wait()
@@ -447,6 +448,26 @@ def _in_jobs(arguments) -> None:
         for job in jobs:
             job.terminate()
         signal.signal(signal.SIGTERM, before)
+
+
+def _started_jobs(typed: list[str], n: int) -> list[subprocess.Popen]:
+    """n processes of this command, a shard each, which end when this one does."""
+    again = [sys.executable, "-m", "secalign_kit", *typed, "--jobs", "1", "--job", "--shard"]
+    return [subprocess.Popen([*again, f"{k}/{n}"], stdin=subprocess.PIPE,
+                             stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            for k in range(1, n + 1)]
+
+
+def _end_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone, killed or not.
+
+    The other one holds the standard input open and writes nothing to it; the system closes it.
+    """
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(143)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _searched(name: str, weaker, arguments) -> Iterator[dict]:
@@ -792,6 +813,7 @@ def _parser() -> argparse.ArgumentParser:
                           ("evaluate", "runs/paper --position all"), ("evaluate", "--help")]))
     parser.add_argument("--version", action="version",
                         version=f"secalign-kit {secalign_kit.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (words, options, function, examples) in COMMANDS.items():
         sub = commands.add_parser(name, help=words, description=words,
@@ -847,7 +869,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.redirect_stdout(None if rank else sys.stdout):  # the first rank speaks
             arguments.run(arguments)
     except Exception as error:
-        if not isinstance(error, (ValueError, OSError)) and not _full(error):
+        if arguments.debug or not (isinstance(error, (ValueError, OSError)) or _full(error)):
             raise
         who = f", rank {rank}" if rank else ""
         print(f"secalign-kit{who}: {_sentence(error)}", file=sys.stderr)

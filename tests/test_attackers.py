@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -539,6 +540,19 @@ def test_a_job_that_dies_leaves_its_samples_to_the_command(tmp_path, monkeypatch
 
     monkeypatch.setattr(cli.subprocess, "Popen", Dead)
     assert attack(tmp_path, "none", "--jobs", "3") == 0 and len(searches(tmp_path)) == 3
+
+
+def test_jobs_end_when_the_command_is_killed(tmp_path):
+    """They hold its standard error open, so reading that ends when the last of them does."""
+    typed = ["attack", *SMALL, "none", "--folder", str(tmp_path)]
+    code = ("import time; from secalign_kit import cli\n"
+            f"jobs = cli._started_jobs({typed!r}, 2)\nprint('in', flush=True); time.sleep(600)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == "in\n"
+    process.kill()
+    assert process.communicate() == ("", "")
+    assert [*tmp_path.iterdir()] == []  # or they went on to their end
 
 
 def test_a_sample_that_cannot_be_attacked_does_not_keep_the_others_from_it(toy, tmp_path):

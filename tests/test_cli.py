@@ -67,6 +67,11 @@ def test_a_key_stops_a_command_with_a_line_of_its_own(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("\nsecalign-kit: stopped")
 
 
+def test_where_an_error_arose_is_shown_if_it_is_asked_for():
+    with pytest.raises(ValueError, match="no shipped adapter 'nosuch'"):
+        cli.main(["--debug", "adapters", "nosuch"])
+
+
 def test_the_version_is_said(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
