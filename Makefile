@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo real real-seeds test test-colab versions newest licences lab app site adapters \
-  summaries selection parting ablation bench wheel clean
+.PHONY: help demo real real-seeds test old-cpu test-colab versions newest licences lab app site \
+  adapters summaries selection parting ablation bench wheel clean
 
 help:
 	@grep '^# make' Makefile
@@ -46,6 +46,13 @@ test: $(STAMP)
 	rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
 	$(BIN)/python -m pytest -q --nbmake --overwrite --nbmake-timeout=600 build/notebooks
 	$(BIN)/python notebooks/refresh.py --compare build/notebooks
+
+# make old-cpu: all tests, or TESTS=tests/test_x.py, on one core (Linux) and as on a CPU that does not
+# multiply in bf16
+old-cpu: export HF_HUB_OFFLINE = 1
+old-cpu: export ONEDNN_MAX_CPU_ISA = AVX512_CORE
+old-cpu: $(STAMP)
+	taskset -c 0 $(BIN)/python -m pytest -q $(TESTS)
 
 # make test-colab: the notebooks with Colab's versions, in an environment of its own
 # (trl asks for newer datasets than Colab has; pip remarks on it, and it works)

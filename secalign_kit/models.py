@@ -172,13 +172,20 @@ class Bundle:
         return next(self.model.parameters()).device
 
 
+ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE",
+                     "AVX512_CORE_VNNI")
+
+
 def has_bf16(device: torch.device | str) -> bool:
     """Whether bf16 products are native: compute capability 8 and up, or a CPU with avx512_bf16.
 
     `torch.cuda.is_bf16_supported()` also says yes where bf16 is emulated (T4), so it is not asked.
+    No if oneDNN, which makes a CPU's products, was told to do without (`ONEDNN_MAX_CPU_ISA`).
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ISAS_WITHOUT_BF16:
+        return False
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 

@@ -302,6 +302,13 @@ def test_an_adapter_merged_at_loading_is_the_adapter(tmp_path):
         models.load("toy+secalign")
 
 
+def test_a_cpu_multiplies_in_bf16_unless_it_was_told_not_to(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for told, native in (("", True), ("AVX512_CORE_AMX", True), ("avx512_core", False)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", told)
+        assert models.has_bf16("cpu") == native
+
+
 def test_a_cpu_with_native_bf16_keeps_a_checkpoint_in_bf16(tmp_path, monkeypatch):
     path = kinds.folder_of(tmp_path, kinds.llama3())
     monkeypatch.setitem(models.PRESETS, "tiny", models.Preset(path, "chat", None))
