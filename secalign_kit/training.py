@@ -87,6 +87,7 @@ from .progress import bar as progress_bar
 from .samples import Sample, alone, as_json, shipped_samples, write_json, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+DIVERGED = 20.0  # times the first step's loss, which is ln 2 for DPO
 APART = 0.3  # nats a pair; different attention kernels in bf16 were up to 0.5 apart
 IDLE, LIKELY = 1e-3, -1.0  # nats a token: no change, and an answer that is given anyway
 ATTACKED = ("adversary_before", "adversary_after", "adversary_margin")
@@ -329,9 +330,6 @@ class RunLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "loss" not in logs:
             return
-        if not math.isfinite(logs["loss"]):
-            raise ValueError(f"the loss is no number at step {state.global_step}; lower "
-                             "learning_rate, and choose another output folder")
         record = {"step": state.global_step, "loss": logs["loss"],
                   "margin": logs["rewards/margins"], "learning_rate": logs.get("learning_rate")}
         if ATTACKED[0] in logs:
@@ -340,6 +338,8 @@ class RunLog(TrainerCallback):
             record |= {name: logs[name] for name in ATTACKED}
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             record |= self.probe()
+        first = next((before["loss"] for before in self.records if "loss" in before), logs["loss"])
+        refuse_diverged(record, first)
         self._write(record)
         self.bar.set_postfix(loss=f"{record['loss']:.3f}", margin=f"{record['margin']:.2f}")
         self.bar.update(state.global_step - self.bar.n)
@@ -403,6 +403,17 @@ def warn_of_other_reference(nats: float) -> None:
         warnings.warn(f"policy and reference differ by {nats:.2f} nats a pair before the first "
                       "step, more than rounding does: the reference may be another model than the "
                       "base, or computed in another way", stacklevel=2)
+
+
+def refuse_diverged(record: dict, first: float) -> None:
+    """Raises ValueError if a step's numbers are none, or its loss is far above the first step's."""
+    broken = [f"{name} is no number" for name in ("loss", "chosen_logprob", "rejected_logprob")
+              if not math.isfinite(record.get(name, 0.0))]
+    if record["loss"] > DIVERGED * max(first, 1.0):
+        broken.append(f"the loss grew from {first:.2f} to {record['loss']:,.2f}")
+    if broken:
+        raise ValueError(f"{broken[0]} at step {record['step']}; lower learning_rate, and choose "
+                         "another output folder")
 
 
 def refuse_idle(before: float, after: float) -> None:

@@ -48,13 +48,15 @@ def test_a_run_leaves_adapter_log_pairs_and_config(tiny_config):
 def test_a_killed_run_goes_on_and_ends_where_an_unbroken_one_ends(tiny_config, tmp_path,
                                                                      train_killed):
     config = dataclasses.replace(tiny_config, n_pairs=32, save_steps=2)
-    pairs, probe = training.training_pairs(config), training.probe_pairs(config, "validation", 8)
-    whole = training.train(dataclasses.replace(config, output=str(tmp_path / "whole")), pairs,
-                           probe)
+    probe = training.probe_pairs(config, "validation", 8)
+    whole = training.train(dataclasses.replace(config, output=str(tmp_path / "whole")),
+                           training.training_pairs(config), probe)
 
-    resumed = train_killed(config, pairs, probe)
-    assert [r["step"] for r in resumed.metrics] == [r["step"] for r in whole.metrics]
-    assert resumed.metrics[-1]["loss"] == pytest.approx(whole.metrics[-1]["loss"], rel=1e-3)
+    resumed = train_killed(config, training.training_pairs(config), probe)
+    assert resumed.metrics == whole.metrics and len(whole.metrics) == 5
+    for name in ("adapter/adapter_model.safetensors", "metrics.jsonl", "reference.safetensors",
+                 *(f"pairs/{path.name}" for path in (whole.folder / "pairs").iterdir())):
+        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
 def test_another_configuration_does_not_mix_into_a_run(tiny_config):
@@ -148,9 +150,26 @@ def test_settings_that_save_memory_change_rounding_only(tiny_config, tmp_path, c
 def test_a_loss_that_is_no_number_stops_the_run(tiny_config, monkeypatch):
     monkeypatch.setitem(training.preference.LOSSES, "dpo",
                         lambda scores, beta: scores.chosen * float("nan"))
-    with pytest.raises(ValueError, match="no number at step 1; lower learning_rate"):
+    with pytest.raises(ValueError, match="loss is no number at step 1; lower learning_rate"):
         training.train(tiny_config, training.training_pairs(tiny_config),
                        training.training_pairs(tiny_config))
+
+
+def test_a_last_step_that_breaks_the_weights_leaves_no_adapter(tiny_config, monkeypatch):
+    """The step's loss is a number, its gradient is none."""
+    own = training.preference.LOSSES["dpo"]
+    monkeypatch.setitem(training.preference.LOSSES, "dpo", lambda scores, beta: (
+        own(scores, beta) + (0 * scores.chosen).sqrt()))
+    with pytest.raises(ValueError, match="chosen_logprob is no number at step 1; lower learning_"):
+        run_of(tiny_config, n_pairs=8)
+    assert not (training.Path(tiny_config.output) / "adapter").exists()
+
+
+def test_a_loss_far_above_that_of_the_first_step_is_refused():
+    for loss in (0.01, 19.0):
+        training.refuse_diverged({"step": 7, "loss": loss}, 0.69)
+    with pytest.raises(ValueError, match="the loss grew from 0.69 to 1,234.00 at step 7; lower le"):
+        training.refuse_diverged({"step": 7, "loss": 1234.0}, 0.69)
 
 
 def test_a_shift_is_both_scores_of_the_pairs(secured):
