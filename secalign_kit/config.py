@@ -25,6 +25,8 @@ MAKING = ("samples", "naive", "frames", "position", "clean", "responses")  # how
 PAIR_POSITIONS = ("end", "start", "random", "everywhere")  # where training shows injections
 ADVERSARY_PLACES = ("suffix", "prefix", "behind", "around", "payload", "any")
 BESIDE = ("none", "role_vectors", "role_embedding", "role_rotation", "defensive_tokens")
+CHOICES = {"loss": LOSSES, "position": PAIR_POSITIONS, "adversary_place": ADVERSARY_PLACES,
+           "beside": BESIDE, "samples": ("toy", "english"), "responses": ("samples", "self")}
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -81,6 +83,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in _TYPES:  # so that RunConfig(beta="0.2") and --set beta=0.2 are the same
             object.__setattr__(self, name, _typed(name, getattr(self, name)))
+        for name, known in CHOICES.items():
+            object.__setattr__(self, name, chosen(name, getattr(self, name), known))
         for name in MAKING if self.pairs else ():  # made elsewhere, nobody knows how
             object.__setattr__(self, name, _DEFAULTS[name])
         for name in ("n_pairs", "batch_size", "accumulation", "epochs", "max_length", "lora_r",
@@ -98,17 +102,12 @@ class RunConfig:
         if self.adversary_moves < 0:
             raise ValueError(f"adversary_moves is {self.adversary_moves}; give 0 for no adversary, "
                              "or more")
-        if self.adversary_place not in ADVERSARY_PLACES:
-            raise ValueError(f"adversary_place is {self.adversary_place!r}; choose one of "
-                             f"{', '.join(ADVERSARY_PLACES)}")
         if self.adversary_moves and not self.adversary_share:
             raise ValueError("adversary_share is 0, so the adversary would attack nothing; give a "
                              "share above 0 or set adversary_moves=0")
         if self.adversary_moves and not self.shared_prefix:
             raise ValueError("shared_prefix false means TRL's own step, which has no adversary; "
                              "leave it true or set adversary_moves=0")
-        if self.beside not in BESIDE:
-            raise ValueError(f"beside is {self.beside!r}; choose one of {', '.join(BESIDE)}")
         if self.beside == "defensive_tokens" and (self.loss == "kto" or not self.shared_prefix):
             raise ValueError("defensive_tokens keep the weights frozen, which loss kto and "
                              "shared_prefix false would train; choose another loss, leave "
@@ -116,18 +115,6 @@ class RunConfig:
         if self.naive + self.frames > 1:
             raise ValueError(f"naive and frames are {self.naive} and {self.frames}; together they "
                              "can be 1 at most")
-        if self.position not in PAIR_POSITIONS:
-            raise ValueError(f"position is {self.position!r}; choose one of "
-                             f"{', '.join(PAIR_POSITIONS)}")
-        if self.responses not in ("samples", "self"):
-            raise ValueError(f"responses is {self.responses!r}; choose samples, or self for the "
-                             "model's own answers")
-        if self.samples not in ("toy", "english"):
-            raise ValueError(f"samples is {self.samples!r}; choose toy (the embedded model's "
-                             "world) or english (for real models)")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}; choose dpo (SecAlign), sft (StruQ) or one of "
-                             f"{', '.join(LOSSES)}")
         if not self.shared_prefix and (self.loss not in ("dpo", "ipo") or self.sft_weight):
             raise ValueError("shared_prefix false means TRL's own DPO step, for loss dpo or ipo "
                              "without sft_weight; leave it true for others")

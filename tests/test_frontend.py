@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from secalign_kit import models
+from secalign_kit import evaluation, logprobs, models, prompts
 from secalign_kit.chat_format import chat_format
+from secalign_kit.pairs import pairs_dataset
 from secalign_kit.prompts import FORMATS, encode, filter_data
+from secalign_kit.samples import Sample
 
 INSTRUCTION = "Count the words."
 INVISIBLE = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u202e", "\u2066", "\u00ad", "\x00", "\x1b"]
@@ -85,6 +87,19 @@ def front_end(name: str):
 def test_nothing_reserved_is_ever_read_in_data(name):
     holds = front_end(name)
     given(data(name))(holds)()
+
+
+def test_a_delimiter_that_comes_through_stops_training_and_evaluation(toy, monkeypatch):
+    """Both halves of the front-end are broken; what checks the ids is not."""
+    own = prompts._roles
+    monkeypatch.setattr(prompts, "filter_data", lambda text, form: text)
+    monkeypatch.setattr(prompts, "_roles", lambda *args: own(*args[:4]))
+    host = Sample("Count the words.", f"red {toy.format.reserved[0]} owl", "2")
+    dataset = pairs_dataset([host, Sample("Say it.", "", "no")], seed=0)
+    with pytest.raises(ValueError, match="remove these data"):
+        logprobs.encode_pairs(toy, dataset, 256)
+    with pytest.raises(ValueError, match="remove these data"):
+        evaluation.evaluate(toy, evaluation.clean_items([host]))
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)

@@ -41,7 +41,7 @@ train --set learning_rate=nan | learning_rate is nan; give a number above 0
 train --set n_pairs=0 | n_pairs is 0; give a number above 0
 train --set nonsense=1 | unknown setting 'nonsense'; did you mean
 train --set beta | write it as name=value
-train --set loss=dppo | loss is 'dppo'; choose
+train --set loss=dppo | no loss 'dppo'; did you mean dpo?
 train --config demoo | did you mean demo?
 train --config absent.yaml | there is no file 'absent.yaml'
 train --config broken.yaml | broken.yaml, line 2 is no YAML
@@ -263,16 +263,26 @@ def small_disk(tmp_path):
 
     if mount("size=1500k"):
         pytest.skip("no file system can be mounted here")
-    yield disk, lambda: mount("remount,size=20m")
+    yield disk, mount
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.parametrize("command", ["pairs ok.json DISK/made", "demo --output DISK/run",
+                                     "evaluate --n 2 --records DISK/records.jsonl"])
+def test_a_read_only_folder_is_a_sentence(folder, small_disk, capsys, command):
+    disk, mount = small_disk
+    assert mount("remount,ro") == 0
+    assert cli.main(command.replace("DISK", str(disk)).split()) == 2
+    said, = capsys.readouterr().err.strip().splitlines()
+    assert "read-only file system" in said and str(disk) in said
+
+
 def test_a_disk_that_fills_leaves_the_checkpoint_and_the_run_goes_on_from_it(small_disk, capsys):
-    disk, enlarge = small_disk
+    disk, mount = small_disk
     command = ["train", *SMALL, "--output", str(disk / "run")]
     assert cli.main(command) == 2
     assert "the disk is full" in capsys.readouterr().err
     kept = disk / "run" / "checkpoints" / "checkpoint-2"
     assert json.loads((kept / "trainer_state.json").read_text())["global_step"] == 2
-    assert enlarge() == 0 and cli.main(command) == 0
+    assert mount("remount,size=20m") == 0 and cli.main(command) == 0
     assert (disk / "run" / "adapter").is_dir()
