@@ -1,10 +1,11 @@
 """`python -m benchmarks.faults [--kills 20]`: runs that are killed at random moments, compared.
 
-A small training, a small evaluation and small searches (GCG) run once undisturbed. Then each runs
-again and is killed (SIGKILL) at a moment drawn at random, and started again with the same command,
-until it was killed so many times and has ended. The two adapters, logs and sets of records must be
-the same, byte for byte; of searches, all but their seconds. Prints a markdown table; exits with 1
-if anything differs.
+A small training, a small evaluation and small searches (GCG, in two processes) run once
+undisturbed. Then each runs again and is killed (SIGKILL) at a moment drawn at random, and started
+again with the same command, until it was killed so many times and has ended. A run that ends before
+its death is kept, and another one begun. Adapters, logs, pairs and records must be those of the
+undisturbed run, byte for byte; of searches, whose processes end in any order, the records as a set,
+without their seconds. Prints a markdown table; exits with 1 if anything differs.
 """
 
 import argparse
@@ -15,90 +16,76 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 KIT = [sys.executable, "-m", "secalign_kit"]
 TRAIN = ["train", "--config", "demo", *(part for setting in (
-    "n_pairs=640", "save_steps=4", "probe_every=4") for part in ("--set", setting))]
-EVALUATE = ["evaluate", "secalign", "--n", "40", "--attacks", "five"]
-ATTACK = ["attack", "none", "--n", "12", "--steps", "4", "--candidates", "16"]
-ADAPTER = "adapter/adapter_model.safetensors"
+    "n_pairs=640", "save_steps=4", "probe_every=4") for part in ("--set", setting)), "--output"]
+EVALUATE = ["evaluate", "secalign", "--n", "200", "--attacks", "five", "--records"]
+ATTACK = ["attack", "none", "--n", "12", "--steps", "4", "--candidates", "16", "--jobs", "2",
+          "--folder"]
+EARLIEST = 0.3  # of the usual seconds; before, Python is still importing
 
 
-def undisturbed(arguments: list[str]) -> float:
-    """Runs a command to its end; its seconds."""
+def undisturbed(command: list[str]) -> float:
+    """Runs a command of the kit to its end; its seconds."""
     began = time.perf_counter()
-    subprocess.run([*KIT, *arguments], check=True, capture_output=True)
+    subprocess.run([*KIT, *command], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
-def disturbed(arguments: list[str], kills: int, seconds: float, rng: random.Random,
-              fresh) -> tuple[int, int]:
-    """Kills a command so many times, at moments within its usual seconds; (kills, ends)."""
-    done = ends = 0
-    while done < kills or not ends:
-        process = subprocess.Popen([*KIT, *arguments], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+def disturbed(command: list[str], place: Path, kills: int, seconds: float,
+              rng: random.Random) -> list[Path]:
+    """Kills a command, which writes to `place`, so many times, within its usual seconds.
+
+    Returns what its runs left that came to their end.
+    """
+    ended: list[Path] = []
+    while True:
+        process = subprocess.Popen([*KIT, *command], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True)
         try:
-            code = process.wait(rng.uniform(0.1, 1.0) * seconds if done < kills else None)
+            _, said = process.communicate(
+                timeout=rng.uniform(EARLIEST, 1.0) * seconds if kills else None)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-            done += 1
+            process.communicate()  # until processes that it had started are gone, too
+            kills -= 1
             continue
-        if code:
-            raise SystemExit(f"{' '.join(arguments)} ended with code {code} after {done} kills")
-        ends += 1
-        if done < kills:  # it was quicker than its death: once more from the start
-            fresh()
-    return done, ends
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}: {said}")
+        ended.append(place.rename(place.with_stem(f"{place.stem}-{len(ended)}")))
+        if not kills:
+            return ended
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def searches(path: Path) -> str:
-    """A digest of records without their seconds."""
-    records = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
-    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:16]
+def parts_of_a_run(folder: Path) -> dict[str, str]:
+    names = {"pairs": "pairs/data-00000-of-00001.arrow", "log": "metrics.jsonl",
+             "adapter": "adapter/adapter_model.safetensors"}
+    return {f"training: {what}": digest((folder / name).read_bytes())
+            for what, name in names.items()}
 
 
-def training(folder: Path, kills: int, rng: random.Random) -> list[tuple]:
-    """Rows (what, kills, undisturbed digest, disturbed digest) of a training."""
-    whole, broken = folder / "whole", folder / "broken"
-    seconds = undisturbed([*TRAIN, "--output", str(whole)])
-    results: list[tuple] = []
-
-    def fresh() -> None:
-        broken.rename(folder / f"ended-{time.monotonic_ns()}")
-
-    done, _ = disturbed([*TRAIN, "--output", str(broken)], kills, seconds, rng, fresh)
-    for run in (broken, *folder.glob("ended-*")):
-        results += [(f"training, {name}", done, digest(whole / name), digest(run / name))
-                    for name in (ADAPTER, "metrics.jsonl")]
-    return results
+def records(path: Path) -> dict[str, str]:
+    return {"evaluation: records": digest(path.read_bytes())}
 
 
-def evaluation(folder: Path, kills: int, rng: random.Random) -> list[tuple]:
-    """The same of an evaluation; its records, in the order of the file."""
-    whole, broken = folder / "whole.jsonl", folder / "broken.jsonl"
-    seconds = undisturbed([*EVALUATE, "--records", str(whole)])
-    done, _ = disturbed([*EVALUATE, "--records", str(broken)], kills, seconds, rng,
-                        lambda: broken.rename(folder / f"ended-{time.monotonic_ns()}.jsonl"))
-    return [("evaluation, records", done, digest(whole), digest(path))
-            for path in (broken, *folder.glob("ended-*.jsonl"))]
+def searches(folder: Path) -> dict[str, str]:
+    found = [json.loads(line) | {"seconds": 0}
+             for line in (folder / "records.jsonl").read_text().splitlines()]
+    found.sort(key=lambda record: record["key"])
+    return {"searches: records": digest(json.dumps(found).encode())}
 
 
-def attack(folder: Path, kills: int, rng: random.Random) -> list[tuple]:
-    """The same of searches against a model."""
-    whole, broken = folder / "attack", folder / "attack-broken"
-    seconds = undisturbed([*ATTACK, "--folder", str(whole)])
-    done, _ = disturbed([*ATTACK, "--folder", str(broken)], kills, seconds, rng,
-                        lambda: broken.rename(folder / f"attacked-{time.monotonic_ns()}"))
-    return [("searches, records", done, searches(whole / "records.jsonl"),
-             searches(run / "records.jsonl"))
-            for run in (broken, *folder.glob("attacked-*"))]
+JOBS: dict[str, tuple[list[str], Callable[[Path], dict[str, str]]]] = {
+    "run": (TRAIN, parts_of_a_run), "answers.jsonl": (EVALUATE, records),
+    "searches": (ATTACK, searches)}
+"""Where a command writes, under the folder of this script's run: the command, and its results."""
 
 
 def main() -> int:
@@ -106,15 +93,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
+    rng, differ = random.Random(arguments.seed), False
+    print("| what | kills | runs that ended | undisturbed | killed |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        rows = (training(Path(folder), arguments.kills, rng)
-                + evaluation(Path(folder), arguments.kills, rng)
-                + attack(Path(folder), arguments.kills, rng))
-    print("| what | kills | undisturbed | killed | |\n|---|---|---|---|---|")
-    for what, kills, one, two in rows:
-        print(f"| {what} | {kills} | `{one}` | `{two}` | {'same' if one == two else 'DIFFERENT'} |")
-    return int(any(one != two for _, _, one, two in rows))
+        for name, (command, results) in JOBS.items():
+            whole, broken = Path(folder, f"whole-{name}"), Path(folder, name)
+            seconds = undisturbed([*command, str(whole)])
+            ended = disturbed([*command, str(broken)], broken, arguments.kills, seconds, rng)
+            for what, expected in results(whole).items():
+                found = {results(path)[what] for path in ended}
+                differ |= found != {expected}
+                said = "the same" if found == {expected} else f"DIFFERENT: {', '.join(found)}"
+                print(f"| {what} | {arguments.kills} | {len(ended)} | `{expected}` | {said} |",
+                      flush=True)
+    return int(differ)
 
 
 if __name__ == "__main__":
