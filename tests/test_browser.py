@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pages
 import pytest
+from hostile import HOSTILE
 
 from secalign_kit import figures, report
 
@@ -31,11 +32,6 @@ pytestmark = pytest.mark.skipif(
 EXPLORER = Path(__file__).resolve().parent.parent / "notebooks" / "09_explorer.ipynb"
 START, ANSWER = 120, 60  # seconds until a server listens, and until a model answers
 RUN = 420  # seconds for all cells of the notebook, on a busy machine
-HOSTILE = (
-    '<img src=x onerror="window.attacked = true">',
-    "</script><script>window.attacked = true</script>",
-    '</textarea></div><svg onload="window.attacked = true">',
-)
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # all cells on the page
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -201,7 +197,7 @@ def test_the_explorer_answers_and_runs_no_script_of_an_attacker(server, page):
     turn_the_dial_with_the_keyboard(page)
     drag_the_dial(page)
     slide_through_the_training(page)
-    for text in HOSTILE:
+    for text in HOSTILE[1:4]:  # each would run
         type_hostile_text(page, text)
     assert page.errors == []
     if server[0] == "voila":

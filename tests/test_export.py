@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import tokenizer_kinds as kinds
 import torch
+from hostile import ALL, harmless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
@@ -348,6 +349,9 @@ def test_licences_are_read_from_cards_or_said_to_be_unknown(tmp_path):
     assert export.licence(str(tmp_path)) == "mit"
     (tmp_path / "README.md").write_text("---\ntags: [a: b: c\nlicense: 'llama3.1'\n---\n# Odd\n")
     assert export.licence(str(tmp_path)) == "llama3.1"
+    (tmp_path / "README.md").write_text(f"# A model\n\nLicence: {ALL}\n")
+    assert "window.attacked" in export.licence(str(tmp_path))
+    assert harmless(export.licence(str(tmp_path)))
     assert export.licence("smollm2-135m") == "Apache-2.0"
     assert "unknown" in export.licence("nobody/nothing")
 
@@ -362,7 +366,7 @@ def summary_of(seed=0):
     return json.loads((DATA / "demo" / f"summary_{seed}.json").read_text())
 
 
-def test_the_card_has_the_runs_table_if_there_is_one():
+def test_the_card_has_the_runs_table_if_there_is_one(tmp_path):
     source = application.find("secalign")
     found = checked()
     text = export.card(source, "mine", "merged", 0.5, "bf16", True,
@@ -372,6 +376,11 @@ def test_the_card_has_the_runs_table_if_there_is_one():
     text = export.card(bare, "mine", "adapter", 1.0, "bf16", False,
                             export.table(bare, None), found)
     assert "Nothing. How often" in text and "Seeds: unknown" in text
+    (tmp_path / "README.md").write_text(f"# A\n\n## Measured\n\n{ALL}\n\n## Limits\n")
+    foreign = replace(bare, adapter=tmp_path, model=ALL)
+    text = export.card(foreign, ALL, "adapter", 1.0, "bf16", False,
+                       export.table(foreign, None), found)
+    assert text.count("window.attacked") >= 12 and harmless(text)
 
 
 @pytest.mark.parametrize(("measured", "words"), [

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from hostile import ALL
 from PIL import Image
 
 from secalign_kit import figures
@@ -107,7 +108,7 @@ def test_a_picture_for_a_notebook_is_sharp_and_says_in_words_what_it_shows():
         assert not set("<>\"&") & set(alt), name
     bars = figures.words(figures.attack_bars(MODELS))
     assert "Attacks obeyed" in bars and "insecure" in bars and "95% intervals" in bars
-    evil = figures.words(figures.role_strip([("data", '"><img src=x onerror=alert(1)>\u202e')]))
+    evil = figures.words(figures.role_strip([("data", ALL)]))
     assert "<img" not in evil and '"' not in evil and "[U+202E]" in evil
 
 
@@ -178,7 +179,7 @@ def test_diagram_grows_with_its_text_and_refuses_wrong_delimiters():
         figures.diagram({"delimiters": ("a", "b")})
 
 
-HOSTILE = "a $x^2$ \\frac{1} \u202e\u200b\x00\n\t\u4f60\U0001f600 <b>\ud800 " + "w" * 300
+HOSTILE = f"a $x^2$ \\frac{{1}} \x00\n\t\u4f60\U0001f600\ud800 {ALL} " + "w" * 300
 
 
 def test_hostile_text_is_drawn_as_text():

@@ -1,5 +1,7 @@
 """Tables and cards keep their form, whatever stands in them."""
 
+from hostile import HOSTILE, harmless
+
 from secalign_kit.evaluation import Rate
 from secalign_kit.markdown import Table, card, table
 
@@ -27,3 +29,5 @@ def test_a_table_of_a_notebook_is_cut_rounded_left_aligned_and_harmless():
     assert "<b>" not in page and "&lt;b&gt;" in page and page.count("<tr>") == 3
     assert page.count("text-align:left") == 12
     assert f'white-space:nowrap">{rate}</td>' in page  # an interval stays on its line
+    assert harmless(Table([{text: text} for text in HOSTILE[:1] * 2], 99)._repr_html_())
+    assert harmless(Table([{"who": text} for text in HOSTILE], 99)._repr_html_())

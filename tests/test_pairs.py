@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hostile import ALL, harmless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,11 +128,11 @@ def test_a_folder_with_other_files_is_neither_replaced_nor_read(tmp_path):
 
 
 def test_the_card_states_counts_and_escapes_the_attack():
-    hostile = Sample("Say </pre><script>.", "", "x\u202ey", "a|b\nc", "h")
+    hostile = Sample(f"Say {ALL}.", "", ALL, "a|b\nc", "h")
     pairs = make_pairs([SAMPLES[0], hostile], seed=0)
     text = card(pairs)
     assert "Pairs: 1," in text and "&lt;script&gt;" in text and "[U+202E]" in text
-    assert "<script>" not in text and "\u202e" not in text
+    assert harmless(text)
     assert pair_statistics(pairs)["payload_families"] == {"a|b\nc": 1}
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import ipywidgets
 import pandas as pd
 import pytest
+from hostile import HIDDEN, HOSTILE
 
 from secalign_kit import attackers, english, evaluation, figures, logprobs, models, widgets
 from secalign_kit.evaluation import rate
@@ -24,10 +25,6 @@ from secalign_kit.widgets.token_lens import lens_table, tokens_html
 from secalign_kit.widgets.training_replay import read_metrics, recorded, replay_figure, replay_words
 from secalign_kit.widgets.view import WIDGET, answering
 
-HOSTILE = [
-    "<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "\"' onmouseover='x",
-    "</span></div><b>", "\u202eevil\u200b", "$\\href{javascript:alert(1)}{x}$", "&lt;b&gt;", "\x07",
-]
 METRICS = [{"step": 0, "chosen_logprob": -6.0, "rejected_logprob": -2.0},
            {"step": 1, "loss": 0.69, "margin": 0.0},
            {"step": 2, "loss": 0.4, "margin": 1.2, "chosen_logprob": -4.0,
@@ -67,7 +64,7 @@ def harmless(html):
     """The page of a fragment that holds only our own tags and attributes, nothing invisible."""
     page = Page(html)
     assert page.tags <= TAGS and page.attributes <= ATTRIBUTES
-    assert not set(html) & {"\u202e", "\u200b", "\x07"}
+    assert not set(html) & set(HIDDEN)
     return page
 
 

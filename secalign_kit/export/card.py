@@ -9,6 +9,7 @@ from .. import markdown
 from ..application import Source
 from ..models import PRESETS
 from ..studies import summaries
+from ..visible import escape_hostile, visible
 from .check import Check
 
 LICENCES = {"smollm2-135m": "Apache-2.0"}
@@ -43,7 +44,7 @@ def licence(model: str) -> str:
     stated = re.search(r"^license: *['\"]?([\w.+-]+)", front[1], re.M) if front else None
     plainly = re.search(r"^Licen[cs]e: (.+?)\.?$", text, re.M)
     said = stated or plainly
-    return said[1] if said else LICENCES.get(
+    return escape_hostile(said[1]) if said else LICENCES.get(
         plain, "unknown: its card is not at hand, ask its publisher")
 
 
@@ -56,7 +57,7 @@ def table(source: Source, summary: dict | None) -> str:
     if card and card.is_file():
         text = card.read_text(encoding="utf-8")
         if found := re.search(r"\n## (Measured.*?)\n## ", text, re.S):
-            return found[1].partition("\n")[2].strip()
+            return visible(found[1].partition("\n")[2].strip()).replace("<", "&lt;")
     return ("Nothing. How often this model obeys injections is unknown: measure it with "
             "`secalign-kit evaluate` before you rely on it.")
 
@@ -72,9 +73,13 @@ def recipe_of(source: Source) -> str:
 
 def card(source: Source, title: str, kind: str, strength: float, dtype: str, four_bit: bool,
          measured: str, check: Check) -> str:
-    """The README.md of an exported folder; `measured` is `table`, or one's own."""
+    """The README.md of an exported folder; `measured` is `table`, or one's own.
+
+    What others wrote, as the base's and the adapter's publishers, is escaped.
+    """
     base = PRESETS[source.model].path if source.model in PRESETS else source.model
-    base = "the embedded model of SecAlign Kit" if source.model == "toy" else f"`{base}`"
+    base = ("the embedded model of SecAlign Kit" if source.model == "toy" else
+            f"`{escape_hostile(base)}`")
     form = (f"its base model's weights with the adapter added, in {dtype}" if kind == "merged"
             else "the adapter alone, to be loaded on its base model")
     trained = " It was trained on 4-bit weights (NF4)" + (
@@ -82,7 +87,7 @@ def card(source: Source, title: str, kind: str, strength: float, dtype: str, fou
         "; on the published weights its rates may be others.") if four_bit else ""
     seed = f"Seed: {source.config.seed}." if source.config else "Seeds: unknown."
     return markdown.card(
-        title,
+        escape_hostile(title),
         f"Made secure against prompt injection by SecAlign's preference optimization: {form}.\n"
         f"The adapter counts {strength:g} times.{trained}",
         f"Base model: {base}. Licence of the base: {licence(source.model)}.",
