@@ -118,7 +118,8 @@ def convert(file: Path, folder: Path, dtype: torch.dtype) -> None:
     vars(model.config).pop("quantization_config", None)  # or it could not be saved
     model.hf_quantizer = None
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name,
+                                  trust_remote_code=False).save_pretrained(folder)
 
 
 def byte_level_tokenizer(file: Path) -> PreTrainedTokenizerFast:
@@ -165,7 +166,8 @@ def quiet():
 
 def whole(path: str | Path, **options):
     """A model with all its weights; those that a checkpoint lacks would be random otherwise."""
-    model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, trust_remote_code=False, **options)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"model {str(path)!r} lacks {len(missing)} of its weights (first: "
                          f"{missing[0]}), which would be random; fetch it anew")

@@ -395,10 +395,8 @@ def load(name: str = "toy", four_bit: bool = True, adapter: str | Path | None = 
         if AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder:
             raise ValueError(f"model {name!r} has an encoder and a decoder, and the kit reads "
                              "prompt and response as one text; choose a decoder-only model")
-        model = fetch.whole(
-            path, dtype=dtype, device_map={"": device}, trust_remote_code=False,
-            use_safetensors=True, **options,
-        )
+        model = fetch.whole(path, dtype=dtype, device_map={"": device}, use_safetensors=True,
+                            **options)
     if preset:  # for the cards of adapters, which name their base by it
         model.config._name_or_path = preset.path
     for stage in stages:

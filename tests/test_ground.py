@@ -154,6 +154,15 @@ def test_shipped_files_name_no_path_of_a_machine():
             assert not re.search(r'"/\w+/', path.read_text()), path
 
 
+def test_nothing_that_is_loaded_may_run_code_of_its_own():
+    calls = [node for path in MODULES
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call) and re.fullmatch(
+                 r"Auto\w+\.from_pretrained", ast.unparse(node.func))]
+    told = [{key.arg: ast.unparse(key.value) for key in call.keywords} for call in calls]
+    assert len(told) >= 8 and {one.get("trust_remote_code") for one in told} == {"False"}
+
+
 def test_no_weights_are_pickled_and_no_file_is_large():
     made = {".git", ".venv", ".venv-colab", "runs", "build", "dist"}  # not part of the repository
     files = [p for top in ROOT.iterdir() if top.name not in made

@@ -23,9 +23,10 @@ PROBES = 16  # random inputs of a layer, and sums of what comes out of each
 def load(folder, asked, device):
     """Tokenizer, model, and the model without peft's wrapper; an adapter stands on its base."""
     options = dict(dtype=torch.float32, device_map={"": device}, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not asked["base"]:
-        model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False,
+                                                     **options).eval()
         return tokenizer, model, model
     from peft import PeftModel
 
@@ -33,7 +34,7 @@ def load(folder, asked, device):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32)
-    base = AutoModelForCausalLM.from_pretrained(asked["base"], **options)
+    base = AutoModelForCausalLM.from_pretrained(asked["base"], trust_remote_code=False, **options)
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # a CPU's kernel that multiplies in bf16
             module.support_avx512bf16_for_cpu = False
