@@ -507,13 +507,13 @@ def _attackable(bundle, place: str, arguments) -> tuple[list, int]:
     wanted = {item.payload for item in attacked}
     asked = evaluation.evaluate(bundle, [item for item in items if item.attack == "retention"
                                          and item.instruction in wanted])
-    answered = {record["instruction"] for record in asked if record["right"] is not False}
-    kept = [item for item in attacked if item.payload in answered]
-    if not kept:
+    records, left_out = evaluation.answerable([*asked, *map(dataclasses.asdict, attacked)])
+    answered = {record["payload"] for record in records if record.get("position")}
+    if not answered:
         raise ValueError(f"this model answers none of the {len(wanted)} requests even when they "
                          "are asked directly, so that no attack says anything; choose another "
                          "--target or other samples")
-    return kept, len(attacked) - len(kept)
+    return [item for item in attacked if item.payload in answered], left_out
 
 
 def _remarks(arguments) -> Iterator[str]:

@@ -482,6 +482,7 @@ def test_the_document_shows_the_shipped_summaries():
     text = (ROOT / "docs" / "attackers.md").read_text(encoding="utf-8")
     assert attackers.table(attackers.shipped(), attackers.SHOWN) in text
     assert attackers.transfer_table(attackers.shipped("universal")) in text
+    assert attackers.table(attackers.shipped("smollm2"), (0, 10, 20, 50)) in text
     assert all(f"| `{name}` |" in text for name in attackers.ATTACKERS)
     for found in attackers.shipped():
         assert found["n"] >= len(found["successes"]) and found["queries"] >= found["n"]
@@ -577,8 +578,8 @@ def test_what_a_model_does_not_answer_when_asked_is_not_attacked(tmp_path, monke
 
     def knows_one(bundle, items, **options):
         asked.extend(item.instruction for item in items)
-        return [{"instruction": item.instruction, "right": item.instruction == asked[0]}
-                for item in items]
+        return [{"attack": item.attack, "instruction": item.instruction,
+                 "right": item.instruction == asked[0]} for item in items]
 
     monkeypatch.setattr(evaluation, "evaluate", knows_one)
     assert attack(tmp_path, "none", "--target", "probe") == 0
