@@ -209,6 +209,9 @@ def test_what_cannot_be_attacked_is_refused(toy):
         blanks.make(toy, item, "left")
     with pytest.raises(ValueError, match="has none for each"):
         blanks.make(toy, item, "around", 1)
+    for size, said in ((5000, "longer than what"), (1020, "has 1,024 positions")):
+        with pytest.raises(ValueError, match=said):
+            blanks.make(toy, item, size=size)
     with pytest.raises(ValueError, match="is none; give"):
         attackers.Budget(5, 0)
 

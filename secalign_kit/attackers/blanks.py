@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from .. import prompts
 from ..evaluation import Item
-from ..models import Bundle
+from ..models import Bundle, positions, refuse_beyond
 from ..tokenization import added_tokens, cached
 
 SIDES = {"suffix": (0, 1), "prefix": (1, 0), "around": (1, 1)}
@@ -87,8 +87,9 @@ class Blank:
 def make(bundle: Bundle, item: Item, side: str = "suffix", size: int = 12, seed: int = 0) -> Blank:
     """The item with a blank of `size` tokens.
 
-    Raises ValueError for an item without a payload in its data, an unknown side, too few tokens,
-    or a tokenizer that reads no row of so many tokens back as it was.
+    Raises ValueError for an item without a payload in its data, an unknown side, too few tokens or
+    more than the model has positions for, or a tokenizer that reads no row of so many tokens back
+    as it was.
     """
     if item.start < 0 or not item.witness:
         raise ValueError(f"item {item.id!r} has no injection; attack one of "
@@ -97,6 +98,9 @@ def make(bundle: Bundle, item: Item, side: str = "suffix", size: int = 12, seed:
         raise ValueError(f"side {side!r} is unknown; choose one of {', '.join(SIDES)}")
     if size < sum(SIDES[side]):
         raise ValueError(f"a blank of {size} tokens has none for each of its sides; give more")
+    if size >= (limit := positions(bundle)):
+        raise ValueError(f"a blank of {size:,} tokens is longer than what model {bundle.name!r} "
+                         f"reads, {limit:,} tokens; give fewer")
     # where several words would do, the first
     wanted = item.witness.split("|")[0] if item.judge == "mentions" else item.witness
     target = prompts.encode_response(bundle.tokenizer, bundle.format, wanted)
@@ -106,6 +110,7 @@ def make(bundle: Bundle, item: Item, side: str = "suffix", size: int = 12, seed:
     for first in _firsts(bundle, size, seed):
         found = _placed(blank, first)
         if found and found.holds(first):
+            refuse_beyond(bundle, [len(found.ids) + len(found.target)])
             return found
     raise ValueError(f"item {item.id!r}: no row of {size} tokens is read back as it was; choose "
                      "another side or number of tokens")
