@@ -111,6 +111,6 @@ def save(results: list[Result], path: Path) -> None:
     """`path`.json and `path`.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path.with_suffix(".json"),
-                        {"machine": machine(), "results": [asdict(r) for r in results]})
+               {"machine": machine(), "results": [asdict(r) for r in results]})
     text = "\n".join(f"- {key}: {value}" for key, value in machine().items())
     path.with_suffix(".md").write_text(f"{markdown(results)}\n{text}\n", encoding="utf-8")

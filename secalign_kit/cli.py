@@ -478,10 +478,15 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
     from . import attackers, evaluation
 
     bundle = _victim(name, arguments, four_bit=arguments.four_bit)
-    places = evaluation.PLACES if arguments.position == "all" else (arguments.position,)
-    for place in places:
-        items, left_out = _attackable(bundle, place, arguments)
-        items = evaluation.shard(items, arguments.shard)
+    attacked, answered = _attacked(bundle, arguments)
+    for place in dict.fromkeys(item.position for item in attacked):
+        here = [item for item in attacked if item.position == place]
+        asked = [item for item in here if item.payload in answered]
+        if not asked:
+            raise ValueError(f"this model answers none of the {len({i.payload for i in here})} "
+                             "requests even when they are asked directly, so that no attack says "
+                             "anything; choose another --target or other samples")
+        items = evaluation.shard(asked, arguments.shard)
         ways = [(who, *way) for who in arguments.attackers for way in _ways(who, arguments)]
         for who, options, where in ways:
             where = ", ".join([*where, place, *_remarks(arguments)])
@@ -489,31 +494,26 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
                                arguments)
             if arguments.shard == "1/1":
                 yield {"model": name, "where": where, "target": arguments.target,
-                       "split": arguments.split, "seed": arguments.seed, "left_out": left_out,
-                       **attackers.summary(records)}
+                       "split": arguments.split, "seed": arguments.seed,
+                       "left_out": len(here) - len(asked), **attackers.summary(records)}
 
 
-def _attackable(bundle, place: str, arguments) -> tuple[list, int]:
-    """The items to attack, and how many were left out.
+def _attacked(bundle, arguments) -> tuple[list, set[str]]:
+    """The attacked items of all places, and those of their requests that the model answers.
 
-    What the model does not answer even as an instruction says nothing of an attacker who wants it.
+    What it does not answer even as an instruction says nothing of an attacker who wants it.
     """
     from . import evaluation
 
     samples = load_samples(arguments.samples) if arguments.samples else None
-    items = evaluation.evaluation_items(bundle, arguments.split, arguments.n, place, ("naive",),
-                                        (arguments.target,), samples=samples)
+    items = evaluation.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
+                                        ("naive",), (arguments.target,), samples=samples)
     attacked = [item for item in items if item.start >= 0]
     wanted = {item.payload for item in attacked}
     asked = evaluation.evaluate(bundle, [item for item in items if item.attack == "retention"
                                          and item.instruction in wanted])
-    records, left_out = evaluation.answerable([*asked, *map(dataclasses.asdict, attacked)])
-    answered = {record["payload"] for record in records if record.get("position")}
-    if not answered:
-        raise ValueError(f"this model answers none of the {len(wanted)} requests even when they "
-                         "are asked directly, so that no attack says anything; choose another "
-                         "--target or other samples")
-    return [item for item in attacked if item.payload in answered], left_out
+    records, _ = evaluation.answerable([*asked, *map(dataclasses.asdict, attacked)])
+    return attacked, {record["payload"] for record in records if record.get("position")}
 
 
 def _remarks(arguments) -> Iterator[str]:

@@ -40,6 +40,23 @@ def tiny_config(tmp_path):
 
 
 @pytest.fixture
+def without_heldout(monkeypatch):
+    """`without_heldout(n)`: no held-out samples may be asked for, and of validation n are there."""
+    from secalign_kit import evaluation, training
+    from secalign_kit.samples import shipped_samples
+
+    def limit(n):
+        def allowed(split):
+            assert split != "heldout"
+            return shipped_samples(split)[: n if split == "validation" else None]
+
+        for module in (evaluation.items, training):
+            monkeypatch.setattr(module, "shipped_samples", allowed)
+
+    return limit
+
+
+@pytest.fixture
 def train_killed():
     """`train_killed(config, pairs, probe)`: a run that dies after its third step and goes on."""
     from secalign_kit import training

@@ -9,7 +9,6 @@ import pytest
 
 from secalign_kit import attackers, evaluation, figures, training
 from secalign_kit.config import recipe
-from secalign_kit.samples import shipped_samples
 from secalign_kit.studies import ablation
 
 RATE = dataclasses.asdict(evaluation.rate(9, 10))
@@ -74,13 +73,9 @@ def test_the_figure_has_a_line_for_every_value_and_marks_the_base():
         figures.ablation([])
 
 
-def test_a_variant_is_trained_and_measured_without_the_held_out_test(tmp_path, monkeypatch):
-    def allowed(split):
-        assert split != "heldout"
-        return shipped_samples(split)[: 6 if split == "validation" else None]
-
-    for module in (evaluation.items, training):
-        monkeypatch.setattr(module, "shipped_samples", allowed)
+def test_a_variant_is_trained_and_measured_without_the_held_out_test(tmp_path, monkeypatch,
+                                                                     without_heldout):
+    without_heldout(6)
     config = ablation.variants(tmp_path, 16)["learned beside the adapter: role vectors"].replace(
         batch_size=8, adversary_moves=1)
     found = ablation.row("a", config, 1, 1, attacked=1)

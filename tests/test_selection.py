@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from secalign_kit import evaluation, training
+from secalign_kit import evaluation
 from secalign_kit.config import recipe
-from secalign_kit.samples import shipped_samples
 from secalign_kit.studies import selection
 
 
@@ -20,13 +19,8 @@ def test_one_candidate_is_the_demos_recipe_and_all_can_be_made():
     assert len({json.dumps(vars(config), default=str) for config in made.values()}) == len(made)
 
 
-def test_candidates_are_measured_without_the_held_out_test(tmp_path, monkeypatch):
-    def allowed(split):
-        assert split != "heldout"
-        return shipped_samples(split)[: 60 if split == "validation" else None]
-
-    for module in (evaluation.items, training):
-        monkeypatch.setattr(module, "shipped_samples", allowed)
+def test_candidates_are_measured_without_the_held_out_test(tmp_path, monkeypatch, without_heldout):
+    without_heldout(60)
     monkeypatch.setattr(selection, "CANDIDATES", {"insecure model": None, "a": {"batch_size": 16}})
     found = selection.select(tmp_path, n=2, n_pairs=32)
     assert list(found) == ["insecure model", "a"] and (tmp_path / "1" / "adapter").is_dir()

@@ -29,6 +29,7 @@ from ..evaluation import Rate
 from ..markdown import table
 from ..models import Bundle
 from ..samples import DATA, write_json
+from .selection import still_right
 
 SHIPPED = DATA / "attackers" / "ablation.json"
 SETTINGS: dict[str, tuple[str, tuple]] = {
@@ -89,16 +90,12 @@ def measure(bundle: Bundle, folder: Path, name: str, n: int, steps: int, attacke
         bundle, "validation", n, "end", ("naive",)) if item.start >= 0]
     items = evaluation.evaluation_items(bundle, "validation", attacked, "all")
     records = evaluation.evaluate_file(bundle, items, folder / "records.jsonl", progress=name)
-    plain = evaluation.summarize(r for r in records if not r["position"])
-    places = evaluation.by_place(records)
     searches = attackers.attack_file(bundle, ("gcg", attackers.gcg), searched, budget,
                                      folder / "searches.jsonl", progress=f"{name}, gcg")
     return {"gcg": attackers.summary(searches),
             "obeyed": {place: asdict(found["obeyed"]["fixed attacks"])
-                       for place, found in places.items()},
-            "right": {place: asdict(found["right"]) for place, found in places.items()},
-            "clean_utility": asdict(plain["clean_utility"]),
-            "retention": asdict(plain["retention"])}
+                       for place, found in evaluation.by_place(records).items()}
+            } | still_right(records)
 
 
 def row(name: str, config: RunConfig, n: int, steps: int, attacked: int = 50) -> dict:

@@ -49,10 +49,14 @@ def measure(bundle: Bundle, folder: Path, name: str, n: int) -> dict:
                                         ("witness", "payload"))
     records = evaluation.evaluate_file(bundle, items, folder / "records.jsonl", chunk=len(items),
                                        progress=name)
+    return {"worst": asdict(evaluation.worst(records)[1])} | still_right(records)
+
+
+def still_right(records: list[dict]) -> dict:
+    """Clean utility, retention, and right answers under attack at each place."""
     summary = evaluation.summarize(r for r in records if not r["position"])
     places = evaluation.by_place(records)
-    return {"worst": asdict(evaluation.worst(records)[1]),
-            "clean_utility": asdict(summary["clean_utility"]),
+    return {"clean_utility": asdict(summary["clean_utility"]),
             "retention": asdict(summary["retention"]),
             "right": {place: asdict(found["right"]) for place, found in places.items()}}
 
