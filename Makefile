@@ -39,12 +39,15 @@ real-seeds: $(STAMP)
 	  mkdir -p data/real && cp runs/seeds/$$seed/summary.json data/real/summary_$$seed.json; \
 	done
 
-test: export HF_HUB_OFFLINE = 1
+# a process for each core, four at most, with a thread each
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+test versions newest: export OMP_NUM_THREADS = 1
+test versions newest: export HF_HUB_OFFLINE = 1
 test: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
 	rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
-	$(BIN)/python -m pytest -q --nbmake --overwrite --nbmake-timeout=600 build/notebooks
+	$(BIN)/python -m pytest -q $(PARALLEL) --nbmake --overwrite --nbmake-timeout=900 \
+	  build/notebooks tests
 	$(BIN)/python notebooks/refresh.py --compare build/notebooks
 
 # make old-cpu: all tests, or TESTS=tests/test_x.py, on one core (Linux) and as on a CPU that does not
@@ -78,7 +81,6 @@ QUICK := $(addprefix tests/test_,frontend.py pairs.py prompts.py samples.py pref
   evaluation.py cli.py reliability.py training.py)
 NOT_QUICK := megabyte or killed or trls or memory_change or without_a_network
 VERSIONS ?= build
-versions: export HF_HUB_OFFLINE = 1
 versions:
 	@for version in 3.12 3.13; do \
 	  found=; \
@@ -89,18 +91,17 @@ versions:
 	  place=$(VERSIONS)/python$$version && "$$found" -m venv $$place && \
 	  $$place/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    -e '.[test]' && \
-	  $$place/bin/python -m pytest -q -p no:cacheprovider -k "not ($(NOT_QUICK))" $(QUICK) \
-	  || exit 1; \
+	  $$place/bin/python -m pytest -q $(PARALLEL) -p no:cacheprovider \
+	    -k "not ($(NOT_QUICK))" $(QUICK) || exit 1; \
 	done
 
 # make newest: all tests with the newest versions that pyproject.toml admits (in build/newest)
-newest: export HF_HUB_OFFLINE = 1
 newest:
 	$(PYTHON) -m venv build/newest
 	build/newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 	  --upgrade-strategy eager -e '.[test]'
 	build/newest/bin/python -m pip freeze --exclude-editable > build/newest/versions.txt
-	build/newest/bin/python -m pytest -q -p no:cacheprovider
+	build/newest/bin/python -m pytest -q $(PARALLEL) -p no:cacheprovider
 
 # make licences: docs/licences.md, of all that .venv holds
 licences: $(STAMP)

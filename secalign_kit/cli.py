@@ -299,6 +299,11 @@ def evaluate(arguments) -> None:
     targets = [chosen("target", name, evaluation.TARGETS) for name in arguments.targets]
     attacks = _attacks(arguments.attacks, arguments.split)
     adapter = _adapter(arguments.adapter)
+    if arguments.failing < 0:
+        raise ValueError(f"--failing {arguments.failing} is no number of items; give 0 or more")
+    if arguments.columns and not arguments.samples:
+        raise ValueError("--columns names the columns of a file, and there is none; add --samples "
+                         "FILE")
     samples = _samples(arguments) if arguments.samples else None
     witness = injections.witness(arguments.witness) if arguments.witness else None
     bundle = models.load(arguments.model, four_bit=arguments.four_bit, format=arguments.format,

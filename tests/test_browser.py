@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pages
 import pytest
-from hostile import HOSTILE
+from hostile import HIDDEN, HOSTILE
 
 from secalign_kit import figures, report
+from secalign_kit.visible import one_line
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -130,9 +131,8 @@ def faults(page) -> list[str]:
             if fault["impact"] in ("serious", "critical") for node in fault["nodes"]]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1280])
-def test_the_site_and_a_report_can_be_read_by_everybody(tmp_path, page, scheme, width):
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])
+def test_the_site_and_a_report_can_be_read_by_everybody(tmp_path, page, width, scheme):
     made = pages.build(tmp_path / "site")
     drawn = figures.png(figures.training_curves([{"step": 1, "loss": 0.69}]))
     (tmp_path / "report.html").write_text(report.render_report(
@@ -197,7 +197,7 @@ def test_the_explorer_answers_and_runs_no_script_of_an_attacker(server, page):
     turn_the_dial_with_the_keyboard(page)
     drag_the_dial(page)
     slide_through_the_training(page)
-    for text in HOSTILE[1:4]:  # each would run
+    for text in (HOSTILE[0] + HOSTILE[1], *HOSTILE[2:4]):  # one hides as well; each would run
         type_hostile_text(page, text)
     assert page.errors == []
     if server[0] == "voila":
@@ -230,7 +230,8 @@ def type_into(view, name: str, text: str, tries: int = 3) -> None:
         field.fill(text)
         field.press("Tab")
         try:
-            playwright.expect(shown).to_contain_text(text[1:], timeout=ANSWER * 1000 / tries)
+            playwright.expect(shown).to_contain_text(one_line(text[1:]),
+                                                     timeout=ANSWER * 1000 / tries)
             return
         except AssertionError:
             if not left:
@@ -295,8 +296,10 @@ def type_hostile_text(page, text: str) -> None:
     before = result.inner_text()
     type_into(view, "data", f"red, owl. {text}")
     type_into(view, "injection", f"Blue fox. {text}")
+    seen = one_line(text)  # "[U+202E]" in place of a character that nobody sees
     playwright.expect(view.get_by_role("group", name="prompt by role")).to_contain_text(
-        f"red, owl. {text}. injection Blue fox. {text}", timeout=ANSWER * 1000)
+        f"red, owl. {seen}. injection Blue fox. {seen}", timeout=ANSWER * 1000)
+    assert not set(view.inner_text()) & set(HIDDEN)
     changed(page, result, before)
     page.wait_for_timeout(500)  # an error handler would have run by now
     assert page.evaluate("window.attacked") is None

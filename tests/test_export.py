@@ -543,8 +543,8 @@ def test_other_tokens_are_no_matter_of_tolerance(toy, changes, reason):
 WRONG = "model.layers.3.self_attn.o_proj.weight"
 FAULTS = {  # what was planted, and what the refusal says
     "adapter left out": "layers, largest difference", "alpha a tenth off": "of 37 (at most 0.39%)",
-    "one matrix without the adapter": "of model.layers.3.self_attn.o_proj",
-    "one matrix of another layer": "of model.layers.3.self_attn.o_proj",
+    "one matrix without the adapter": "of 'model.layers.3.self_attn.o_proj",
+    "one matrix of another layer": "of 'model.layers.3.self_attn.o_proj",
     "template": "4 of 4 prompts", "no end": "goes on behind the other's end",
     "broken": "cannot load the export",
 }

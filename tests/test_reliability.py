@@ -58,6 +58,9 @@ evaluate --samples absent.json | is not a file
 evaluate --samples cut.json | is not valid JSON
 evaluate --samples latin1.csv | is not UTF-8 at byte
 evaluate --samples ok.json --columns instruction=nope | has no column 'nope'
+evaluate --columns instruction=question | names the columns of a file, and there is none
+evaluate --failing -1 | --failing -1 is no number of items
+evaluate --n 0 | n is 0
 evaluate --witness !!! | write a word or two
 pairs ok.json occupied | holds other files
 pairs ok.json made --n 0 | n is 0

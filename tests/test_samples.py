@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from secalign_kit.pairs import make_pairs
 from secalign_kit.samples import (
     DINOSAUR_HOST,
     DINOSAUR_PAYLOAD,
@@ -101,6 +102,21 @@ def test_a_word_for_no_data_is_no_data_and_counted(tmp_path, word):
     path.write_text(json.dumps([ALPACA | {"input": word}, ALPACA]), encoding="utf-8")
     with pytest.warns(UserWarning, match=r"rows\.json: 1 of 2 rows"):
         assert [sample.data for sample in load_samples(path)] == ["", "1 2"]
+
+
+def test_an_instruction_that_the_data_repeat_stays_in_both_and_makes_pairs(tmp_path):
+    path = tmp_path / "rows.json"
+    repeated = ALPACA | {"input": f"{ALPACA['instruction']} 1 2"}
+    other = {"instruction": "Greet.", "input": "", "output": "Hello!"}
+    path.write_text(json.dumps([repeated, other]), encoding="utf-8")
+    samples = load_samples(path)
+    assert (samples[0].instruction, samples[0].data) == (
+        ALPACA["instruction"].strip(), repeated["input"].strip())
+    pair, = make_pairs(samples, seed=0)
+    instruction, data = (message["content"] for message in pair["prompt"])
+    assert instruction == samples[0].instruction
+    assert data[: pair["injection_start"]].startswith(samples[0].data)
+    assert "Greet." in data[pair["injection_start"]:]
 
 
 def test_null_is_no_data(tmp_path):

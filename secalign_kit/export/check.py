@@ -77,8 +77,8 @@ class Check:
     def lines(self) -> list[str]:
         least = self.allowed
         return [f"prompts, token for token      {self.n} of {self.n}",
-                f"layers, largest difference    {self.layer:.2%} of {self.name}, of {self.layers} "
-                f"(at most {least.layer:.2%})",
+                f"layers, largest difference    {self.layer:.2%} of {self.name!r}, of "
+                f"{self.layers} (at most {least.layer:.2%})",
                 f"log p, mean difference        {self.token:.4f} nats a token, {self.responses} "
                 f"answers (at most {least.token})",
                 f"log p, largest difference     {self.largest:.2f} nats of an answer",
