@@ -145,7 +145,11 @@ def _pieces(bundle: Bundle, tokens: Iterator[int]) -> Iterator[str]:
 
 
 def refuse_longer(bundle: Bundle, prompt: int, answer: int) -> None:
-    """Raises ValueError if prompt and answer, in tokens, are more than the model has positions."""
+    """Raises ValueError if prompt and answer, in tokens, are more than the model has positions.
+
+    So it does for an answer of no token.
+    """
+    generation.refuse_no_token(answer)
     limit = models.positions(bundle)
     if prompt + answer > limit:
         raise ValueError(f"the prompt has {prompt:,} tokens and {answer:,} are left for the "

@@ -593,6 +593,9 @@ def _steps(words: list[str]) -> list[int]:
 def universal(arguments) -> None:
     from . import attackers
 
+    for given, n in (("--found-on", arguments.found_on), ("--n", arguments.n)):
+        if n < 1:
+            raise ValueError(f"{given} is {n}; give at least 1 sample")
     path = arguments.folder / "universal.json"
     with alone(arguments.folder / ".universal.lock"):
         shown = _transferred(arguments, path)

@@ -52,8 +52,10 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
     Prompts with the same key (such as the sample they attack) share the computation of their common
     start where that saves at least `pays` tokens a prompt. `batch_size` is `AT_ONCE` by default;
     where a GPU's memory is too small for it, batches are halved. Raises ValueError for an empty
-    prompt, and for one that with its response is longer than the model's positions.
+    prompt, for one that with its response is longer than the model's positions, and for responses
+    of no token.
     """
+    refuse_no_token(max_new_tokens)
     empty = [number for number, ids in enumerate(prompts) if not len(ids)]
     if empty:
         raise ValueError(f"prompt {empty[0]} has no tokens; give every prompt at least one")
@@ -78,6 +80,12 @@ def greedy(bundle: Bundle, prompts: Sequence[Sequence[int]], max_new_tokens: int
     memory.each(work, respond, _halves, lambda batch: len(_rows(batch)))
     bar.close()
     return responses
+
+
+def refuse_no_token(max_new_tokens: int) -> None:
+    """Raises ValueError if a response could not have any token."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; give a response at least 1 token")
 
 
 def stream(bundle: Bundle, prompt: Sequence[int],

@@ -59,8 +59,8 @@ POINTS = {
         ("SecAlign", 0.7, 0.75), ("SecAlign with the kit's additions", 0.75, 0.7),
     )
 }  # fmt: skip
-DIAL = [{"strength": s, "asr": RATE, "attack": "ignore_completion", "utility": MORE, "margin": s}
-        for s in (0, 0.5, 1)]
+DIAL = [{"strength": s, "asr": RATE, "attack": "ignore_completion", "utility": MORE,
+         "preference": s} for s in (0, 0.5, 1)]
 MODELS = {model: {"naive": RATE, "hijack": MORE} for model in POINTS}
 ANSWERS = dict(zip(KINDS, (rate(k, 100) for k in (40, 3, 30, 27, 0, 0, 0, 0)), strict=True))
 SEARCHES = {"insecure": [{"losses": [2.0, 0.5], "obeyed": True, "steps": 1}],

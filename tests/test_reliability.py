@@ -61,6 +61,7 @@ evaluate --samples ok.json --columns instruction=nope | has no column 'nope'
 evaluate --columns instruction=question | names the columns of a file, and there is none
 evaluate --failing -1 | --failing -1 is no number of items
 evaluate --n 0 | n is 0
+evaluate --max-new-tokens 0 | max_new_tokens is 0; give a response at least 1 token
 evaluate --witness !!! | write a word or two
 pairs ok.json occupied | holds other files
 pairs ok.json made --n 0 | n is 0
@@ -68,8 +69,11 @@ pairs ok.json made --set beta=1 | changes no pair
 export secalign occupied | is not empty
 adapters nosuch | no shipped adapter 'nosuch'; choose
 attack none --attackers nope | no attacker 'nope'; choose
+attack none --n 1 --attackers embeddings --radii=-1 | radius is -1.0; give a number above 0
 attack none --budgets abc | --budgets 'abc' is no number of steps
 attack none --budgets 50,-5 | --budgets '-5' is no number of steps
+universal none --found-on 0 | --found-on is 0; give at least 1 sample
+universal none --n -1 | --n is -1; give at least 1 sample
 model nosuch | choose one of smollm2-135m
 demo --set output= | output is empty
 """.strip().splitlines()]

@@ -225,7 +225,7 @@ def test_the_dials_twin_draws_the_strongest_attack_and_the_preference_in_nats(mo
     monkeypatch.setattr(figures, "strength_dial", lambda rows: seen.extend(rows) or draw(rows))
     assert set(dial_twin(points())) == {"image/png", "alt"}
     assert [row["asr"].value for row in seen] == [1.0, 0.5, 0.5]
-    assert [row["margin"] for row in seen] == [-3.0, 17.0, 37.0]
+    assert [row["preference"] for row in seen] == [-3.0, 17.0, 37.0]
 
 
 def test_failing_items_are_obeyed_injections_first_then_wrong_answers():

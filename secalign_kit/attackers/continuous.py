@@ -46,8 +46,11 @@ def continuous(bundle: Bundle, item: Item, radius: float = 1.0, moves: int = 100
     """Moves the embeddings of a blank by the sign of the gradient of log p(target).
 
     No number goes further than `radius` times the embeddings' root mean square from that of the
-    tokens that the blank begins with. Raises ValueError as `blanks.make` does.
+    tokens that the blank begins with. Raises ValueError as `blanks.make` does, and for a radius
+    that is no number above 0.
     """
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius is {radius}; give a number above 0")
     blank = blanks.make(bundle, item, side, size, seed)
     limit = radius * adversary.root_mean_square(bundle)
     step, lowest = STEP * limit / max(1, moves), float("inf")

@@ -165,8 +165,9 @@ def askable(bundle: Bundle, items: Sequence[Item], max_new_tokens: int = generat
 
     Left out are samples of which a prompt with its response is longer than the model's positions,
     and attacks whose wanted answer is longer than `max_new_tokens`. Right answers that are longer
-    leave an item in; its `right` is then None.
+    leave an item in; its `right` is then None. Raises ValueError for responses of no token.
     """
+    generation.refuse_no_token(max_new_tokens)
     limit, notes = positions(bundle), []
     lengths = map(len, _asked(bundle, map(asdict, items), frontend, defense))
     long = {_sample(item) for item, length in zip(items, lengths, strict=True)

@@ -74,15 +74,15 @@ def rate_curves(curves: Mapping[str, Sequence[tuple]], xlabel: str,
 
 
 def strength_dial(rows: Sequence[Mapping]) -> Figure:
-    """ASR, utility and margin against the strength of the adapter.
+    """ASR, utility and preference against the strength of the adapter.
 
     `rows`: `strength` (0 is insecure, 1 as trained), `asr` and `utility` (Rates), `attack` (the
-    name of the attack whose rate `asr` is) and `margin` (mean log p(chosen) - log p(rejected),
-    nats). Raises ValueError for no rows.
+    name of the attack whose rate `asr` is) and `preference` (mean log p(chosen) -
+    log p(rejected), nats). Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("strength_dial: no rows; evaluate at least one strength.")
-    fig, (rates, margin) = sheet(9, 4, 2)
+    fig, (rates, shift) = sheet(9, 4, 2)
     strengths = [row["strength"] for row in rows]
     attacks = " or ".join(dict.fromkeys(row["attack"] for row in rows)).replace("_", "-")
     words = {"asr": drawable(f"attack success rate ({attacks})", 90), "utility": "clean utility"}
@@ -92,12 +92,13 @@ def strength_dial(rows: Sequence[Mapping]) -> Figure:
         draw_points(rates, strengths, values, look, 6, look["line"],
                     label=f"{words[key]}, {trials(measured)}")
         rates.fill_between(strengths, lows, highs, color=look["color"], alpha=0.15, linewidth=0)
-    margin.plot(strengths, [row["margin"] for row in rows], color=INK, marker="D", linewidth=1.8)
-    margin.axhline(0, color=INK, linestyle=":", linewidth=1.2)
+    shift.plot(strengths, [row["preference"] for row in rows], color=INK, marker="D",
+               linewidth=1.8)
+    shift.axhline(0, color=INK, linestyle=":", linewidth=1.2)
     rates.set_ylim(-3, 103)
-    for axes in (rates, margin):
+    for axes in (rates, shift):
         axes.axvline(1, color=INK, linestyle="-.", linewidth=1, label="as trained")
     dress(rates, "Rates with 95% intervals", "adapter strength", "% of samples")
-    dress(margin, "Preference", "adapter strength", "log p(chosen) \u2212 log p(rejected) (nats)")
+    dress(shift, "Preference", "adapter strength", "log p(chosen) \u2212 log p(rejected) (nats)")
     legend_below(fig, [rates], 3 if len(words["asr"]) < 50 else 1)
     return fig

@@ -78,7 +78,7 @@ def dial_twin(points: Sequence[Point]) -> dict:
     """Every measured strength, with the attack that succeeds most often there, as a PNG."""
     strongest = [max(p.asr, key=lambda name, p=p: p.asr[name].value) for p in points]
     rows = [{"strength": p.strength, "asr": p.asr[attack], "attack": attack,
-             "utility": p.utility, "margin": p.preference}
+             "utility": p.utility, "preference": p.preference}
             for p, attack in zip(points, strongest, strict=True)]
     return image(figures.strength_dial(rows))
 
