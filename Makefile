@@ -140,7 +140,7 @@ selection: $(STAMP)
 parting: $(STAMP)
 	$(BIN)/python -m secalign_kit.studies.parting
 
-# make ablation: the attacker in the training loop, one setting varied at a time (over an hour)
+# make ablation: the attacker in the training loop, one setting varied at a time (an hour)
 ablation: export HF_HUB_OFFLINE = 1
 ablation: $(STAMP)
 	$(BIN)/python -m secalign_kit.studies.ablation

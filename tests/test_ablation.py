@@ -11,6 +11,7 @@ from secalign_kit import attackers, evaluation, figures, training
 from secalign_kit.config import recipe
 from secalign_kit.studies import ablation
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 RATE = dataclasses.asdict(evaluation.rate(9, 10))
 CONFIGS = ablation.variants(Path("runs/x"), 4800)
 
@@ -71,6 +72,14 @@ def test_the_figure_has_a_line_for_every_value_and_marks_the_base():
     assert "obeyed within 100 steps of GCG" in said and "n = 16" in said and "n = 20" in said
     with pytest.raises(ValueError, match="no rows"):
         figures.ablation([])
+
+
+def test_the_document_shows_what_was_measured():
+    rows = attackers.shipped("ablation")
+    assert ablation.markdown(rows) in (DOCS / "attackers.md").read_text(encoding="utf-8")
+    assert [row["variant"] for row in rows] == [*CONFIGS]
+    assert [row["settings"] for row in rows] == [*map(ablation.settings_of, CONFIGS.values())]
+    assert (DOCS / "ablation.png").exists()
 
 
 def test_a_variant_is_trained_and_measured_without_the_held_out_test(tmp_path, monkeypatch,

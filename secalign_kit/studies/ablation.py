@@ -35,8 +35,8 @@ SHIPPED = DATA / "attackers" / "ablation.json"
 SETTINGS: dict[str, tuple[str, tuple]] = {
     "adversary_moves": ("moves in a step", (0, 1, 3, 6)),
     "adversary_radius": ("radius", (0.5, 1.0, 2.0)),
-    "adversary_share": ("share of the injected pairs", (0.3, 0.6, 1.0)),
-    "adversary_tokens": ("tokens", (8, 16, 32)),
+    "adversary_share": ("share of the injected pairs", (0.3, 0.6)),
+    "adversary_tokens": ("tokens", (8, 16)),
     "adversary_place": ("place of the tokens", ("any", "suffix")),
     "start": ("begun from", ("secalign", "")),
     "beside": ("learned beside the adapter", ("none", "role_vectors")),
@@ -105,7 +105,7 @@ def row(name: str, config: RunConfig, n: int, steps: int, attacked: int = 50) ->
             "seed": config.seed, "split": "validation"} | measured
 
 
-def ablate(folder: Path, pairs: int = 4800, n: int = 16, steps: int = 100,
+def ablate(folder: Path, pairs: int = 4800, n: int = 16, steps: int = 50,
            jobs: int = 1) -> list[dict]:
     """The rows of all variants, by so many processes at once, each with one thread."""
     jobs_ = [(name, config, n, steps) for name, config in variants(folder, pairs).items()]
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--pairs", type=int, default=4800, help="of each training")
     parser.add_argument("--n", type=int, default=16, help="samples that GCG searches on")
-    parser.add_argument("--steps", type=int, default=100, help="of a search")
+    parser.add_argument("--steps", type=int, default=50, help="of a search")
     parser.add_argument("--jobs", type=int, default=2, help="processes with a thread each")
     parser.add_argument("--picture", type=Path, default=Path("docs/ablation.png"))
     arguments = parser.parse_args()
