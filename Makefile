@@ -46,7 +46,7 @@ test versions newest: export HF_HUB_OFFLINE = 1
 test: $(STAMP)
 	$(BIN)/ruff check .
 	rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
-	$(BIN)/python -m pytest -q $(PARALLEL) --nbmake --overwrite --nbmake-timeout=900 \
+	$(BIN)/python -m pytest -q $(PARALLEL) --nbmake --overwrite --nbmake-timeout=600 \
 	  build/notebooks tests
 	$(BIN)/python notebooks/refresh.py --compare build/notebooks
 

@@ -145,9 +145,9 @@ def _pieces(bundle: Bundle, tokens: Iterator[int]) -> Iterator[str]:
 
 
 def refuse_longer(bundle: Bundle, prompt: int, answer: int) -> None:
-    """Raises ValueError if prompt and answer, in tokens, are more than the model has positions.
+    """Raises ValueError unless prompt and answer, in tokens, fit into the model's positions.
 
-    So it does for an answer of no token.
+    An answer needs at least one token.
     """
     generation.refuse_no_token(answer)
     limit = models.positions(bundle)
