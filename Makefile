@@ -40,7 +40,9 @@ real-seeds: $(STAMP)
 	done
 
 # a process for each core, four at most, with a thread each
-PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+# (nproc would obey OMP_NUM_THREADS)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+PARALLEL := -n $(CORES) --maxprocesses 4 --dist worksteal
 test versions newest: export OMP_NUM_THREADS = 1
 test versions newest: export HF_HUB_OFFLINE = 1
 test: $(STAMP)

@@ -61,6 +61,7 @@ def named(text: str) -> dict[str, str]:
     return dict(part.partition("=")[::2] for part in text.split(","))
 
 
+JOB = "SECALIGN_KIT_JOB"  # is set for the processes of `attack --jobs`
 SET = dict(action="append", default=[], metavar="NAME=VALUE")
 CONFIG = (
     option("--config", default="demo", help="a recipe, a variant of the ledger, or a YAML file"),
@@ -393,18 +394,19 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
     option("--jobs", type=int, default=1, metavar="N",
            help="processes at once, each with one thread and every N-th sample (default: 1)"),
     option("--shard", default="1/1", help="k/n: every n-th sample only, and no table"),
-    option("--job", action="store_true", help=argparse.SUPPRESS),  # one of --jobs
     option("--no-four-bit", dest="four_bit", action="store_false"),
     examples="none paper secalign --steps 500 --jobs 2\n"
              "secalign --attackers gcg,random,strategies --n 20\n"
              "secalign --start-from paper --steps 50\nsecalign --attackers embeddings --n 20",
 )
 def attack(arguments) -> None:
-    if arguments.job:
+    if os.environ.pop(JOB, ""):
         _end_with_parent()
     from . import attackers
 
     attackers.Budget(arguments.steps, arguments.candidates)  # refuses what is none
+    for radius in arguments.radii:
+        attackers.refuse_radius(radius)
     budgets = _steps(arguments.budgets) or [
         *(steps for steps in attackers.BUDGETS if steps < arguments.steps), arguments.steps]
     arguments.attackers = [chosen("attacker", name, attackers.SEARCHES)
@@ -416,13 +418,24 @@ def attack(arguments) -> None:
         _in_jobs(arguments)
     weaker = arguments.start_from and _victim(arguments.start_from, arguments,
                                               four_bit=arguments.four_bit)
-    found = [row for name in arguments.adapters for row in _searched(name, weaker, arguments)]
+    found, silent = [], []
+    for name in arguments.adapters:
+        try:
+            found += _searched(name, weaker, arguments)
+        except Unanswered as error:
+            silent.append(error)
     if arguments.shard != "1/1":
         return
+    if not found:
+        raise silent[0]
+    for error in silent:
+        warnings.warn(str(error), stacklevel=1)
+    for line in dict.fromkeys(
+            f"{row['model']}: {row['left_out']} samples left out: the model does not answer their "
+            "request even as an instruction, or they are too long"
+            for row in found if row["left_out"]):
+        print(line)
     for row in found:
-        if row["left_out"]:
-            print(f"{row['model']}: {row['left_out']} samples left out, with requests that the "
-                  "model does not answer even as instructions")
         if row["gave_up"]:
             warnings.warn(f"{row['attacker']} gave up on {row['gave_up']} of {row['n']} items "
                           "before its budget was spent; the table says no rate beyond "
@@ -457,9 +470,9 @@ def _in_jobs(arguments) -> None:
 
 def _started_jobs(typed: list[str], n: int) -> list[subprocess.Popen]:
     """n processes of this command, a shard each, which end when this one does."""
-    again = [sys.executable, "-m", "secalign_kit", *typed, "--jobs", "1", "--job", "--shard"]
-    return [subprocess.Popen([*again, f"{k}/{n}"], stdin=subprocess.PIPE,
-                             stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    again = [sys.executable, "-m", "secalign_kit", *typed, "--jobs", "1", "--shard"]
+    return [subprocess.Popen([*again, f"{k}/{n}"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                             env=os.environ | {"OMP_NUM_THREADS": "1", JOB: "1"})
             for k in range(1, n + 1)]
 
 
@@ -483,15 +496,19 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
     from . import attackers, evaluation
 
     bundle = _victim(name, arguments, four_bit=arguments.four_bit)
-    attacked, answered = _attacked(bundle, arguments)
-    for place in dict.fromkeys(item.position for item in attacked):
-        here = [item for item in attacked if item.position == place]
-        asked = [item for item in here if item.payload in answered]
-        if not asked:
-            raise ValueError(f"this model answers none of the {len({i.payload for i in here})} "
-                             "requests even when they are asked directly, so that no attack says "
-                             "anything; choose another --target or other samples")
-        items = evaluation.shard(asked, arguments.shard)
+    which = {name: getattr(arguments, name) for name in ("split", "n", "position", "target",
+                                                         "samples")}
+    whole, asked = _attacked(name, bundle, **which)
+    if weaker:  # whose searches are begun with
+        known = {*_attacked(arguments.start_from, weaker, **which)[1]}
+        asked = [item for item in asked if item in known]
+    if not asked:
+        raise Unanswered(f"{name} and {arguments.start_from} answer no request alike; leave out "
+                         "--start-from")
+    for place in dict.fromkeys(item.position for item in asked):
+        here = [item for item in asked if item.position == place]
+        left_out = sum(item.position == place for item in whole) - len(here)
+        items = evaluation.shard(here, arguments.shard)
         ways = [(who, *way) for who in arguments.attackers for way in _ways(who, arguments)]
         for who, options, where in ways:
             where = ", ".join([*where, place, *_remarks(arguments)])
@@ -500,25 +517,40 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
             if arguments.shard == "1/1":
                 yield {"model": name, "where": where, "target": arguments.target,
                        "split": arguments.split, "seed": arguments.seed,
-                       "left_out": len(here) - len(asked), **attackers.summary(records)}
+                       "left_out": left_out, **attackers.summary(records)}
 
 
-def _attacked(bundle, arguments) -> tuple[list, set[str]]:
-    """The attacked items of all places, and those of their requests that the model answers.
+class Unanswered(ValueError):
+    """No attack says anything of a model that answers none of the requests."""
 
-    What it does not answer even as an instruction says nothing of an attacker who wants it.
+
+def _attacked(name: str, bundle, split: str, n: int, position: str = "end",
+              target: str = "witness", samples: str | None = None) -> tuple[list, list]:
+    """All attacked items, and those that can be searched on, at every place.
+
+    The others are too long, or want what the model does not answer even as an instruction, which
+    says nothing of an attacker. Raises Unanswered if all are such.
     """
     from . import evaluation
 
-    samples = load_samples(arguments.samples) if arguments.samples else None
-    items = evaluation.evaluation_items(bundle, arguments.split, arguments.n, arguments.position,
-                                        ("naive",), (arguments.target,), samples=samples)
+    items = evaluation.evaluation_items(bundle, split, n, position, ("naive",), (target,),
+                                        samples=load_samples(samples) if samples else None)
+    whole = [item for item in items if item.start >= 0]
+    items, notes = evaluation.askable(bundle, items)
     attacked = [item for item in items if item.start >= 0]
+    if not attacked:
+        raise Unanswered(f"{name}: {notes[0]}; choose other samples")
     wanted = {item.payload for item in attacked}
-    asked = evaluation.evaluate(bundle, [item for item in items if item.attack == "retention"
-                                         and item.instruction in wanted])
-    records, _ = evaluation.answerable([*asked, *map(dataclasses.asdict, attacked)])
-    return attacked, {record["payload"] for record in records if record.get("position")}
+    direct = evaluation.evaluate(bundle, [item for item in items if item.attack == "retention"
+                                          and item.instruction in wanted])
+    records, _ = evaluation.answerable([*direct, *map(dataclasses.asdict, attacked)])
+    answered = {record["payload"] for record in records if record.get("position")}
+    asked = [item for item in attacked if item.payload in answered]
+    if not asked:
+        raise Unanswered(f"{name}: this model answers none of the {len(wanted)} requests even when "
+                         "they are asked directly, so that no attack says anything; choose another "
+                         "--target or other samples")
+    return whole, asked
 
 
 def _remarks(arguments) -> Iterator[str]:
@@ -604,14 +636,17 @@ def universal(arguments) -> None:
 
 def _transferred(arguments, path: Path) -> list[dict]:
     """The results for the adapters that were named, each kept in the file when it is there."""
-    from . import attackers, evaluation
+    from . import attackers
 
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def items(bundle) -> list:
-        asked = evaluation.evaluation_items(bundle, arguments.split,
-                                            arguments.n + arguments.found_on, attacks=("naive",))
-        return [item for item in asked if item.start >= 0]
+        n = arguments.n + arguments.found_on
+        _, asked = _attacked(bundle.name, bundle, arguments.split, n)
+        if len(asked) < n:
+            raise ValueError(f"--n {arguments.n} and --found-on {arguments.found_on} ask for {n} "
+                             f"samples, and {len(asked)} can be attacked; give smaller numbers")
+        return asked
 
     results = attackers.transfer(
         lambda name: _victim(name, arguments), arguments.adapters,

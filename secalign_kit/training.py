@@ -87,7 +87,7 @@ from .progress import bar as progress_bar
 from .samples import Sample, alone, as_json, shipped_samples, write_json, write_text
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
-DIVERGED = 20.0  # times the first step's loss, which is ln 2 for DPO
+DIVERGED = 20.0  # times the first step's loss, or times 1 where that is less, as ln 2 for DPO
 APART = 0.3  # nats a pair; different attention kernels in bf16 were up to 0.5 apart
 IDLE, LIKELY = 1e-3, -1.0  # nats a token: no change, and an answer that is given anyway
 ATTACKED = ("adversary_before", "adversary_after", "adversary_margin")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -38,6 +40,24 @@ def test_every_variant_changes_one_setting_of_the_base():
              for name in ablation.SETTINGS}
     assert tried == {name: set(values) for name, (_, values) in ablation.SETTINGS.items()}
     assert len({config.output for config in CONFIGS.values()}) == len(CONFIGS)
+
+
+def test_workers_end_when_the_study_is_killed():
+    """They hold its standard error open, so reading that ends when the last of them does."""
+    code = ("import multiprocessing, time\n"
+            "from concurrent.futures import ProcessPoolExecutor\n"
+            "from secalign_kit.studies import ablation\n"
+            "if __name__ == '__main__':\n"
+            "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'),\n"
+            "                             ablation._as_worker) as pool:\n"
+            "        pool.submit(print, 'in', flush=True).result()\n"
+            "        pool.submit(time.sleep, 600)\n"
+            "        time.sleep(600)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, cwd=DOCS.parent)
+    assert process.stdout.readline() == "in\n"
+    process.kill()
+    assert process.communicate(timeout=100)[0] == ""
 
 
 def test_the_table_has_every_variant_with_n_and_interval():

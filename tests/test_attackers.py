@@ -588,8 +588,70 @@ def test_what_a_model_does_not_answer_when_asked_is_not_attacked(tmp_path, monke
     assert attack(tmp_path, "none", "--target", "probe") == 0
     found, = json.loads((tmp_path / "summary.json").read_text())
     assert (found["target"], found["n"], found["left_out"]) == ("probe", 1, 2)
-    assert "none: 2 samples left out, with requests that" in capsys.readouterr().out
+    assert "none: 2 samples left out: the model" in capsys.readouterr().out
     assert {r["payload"] for r in searches(tmp_path).values()} == {asked[0]}
+
+
+def knowing(monkeypatch, plain: slice, secured: slice) -> None:
+    """Of the requests, the model alone answers some when asked directly, with an adapter others.
+    """
+    def answers(bundle, items, **options):
+        requests = sorted({item.instruction for item in items})
+        known = requests[secured if hasattr(bundle.model, "peft_config") else plain]
+        return [{"attack": item.attack, "instruction": item.instruction,
+                 "right": item.instruction in known} for item in items]
+
+    monkeypatch.setattr(evaluation, "evaluate", answers)
+
+
+def test_samples_that_are_too_long_are_left_out_and_keep_none_from_being_attacked(tmp_path, capsys):
+    rows = [{"instruction": "Count the words.", "input": "red, owl.", "output": "2"},
+            {"instruction": "Name the first item.", "input": "red owl " * 600, "output": "red"},
+            {"instruction": "Say it.", "input": "fig, kiwi.", "output": "red " * 60}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    folder = tmp_path / "out"
+    assert attack(folder, "none", "--target", "payload", "--samples",
+                  str(tmp_path / "rows.json")) == 0
+    found, = json.loads((folder / "summary.json").read_text())
+    wanted = {record["witness"] for record in searches(folder).values()}
+    assert wanted and not wanted & {rows[2]["output"].strip(), rows[2]["output"]}
+    assert found["n"] == len(searches(folder)) and found["n"] + found["left_out"] == 3
+    assert f"{found['left_out']} samples left out" in capsys.readouterr().out
+
+
+def test_a_model_that_answers_nothing_does_not_keep_the_others_table(tmp_path, monkeypatch, capsys):
+    knowing(monkeypatch, slice(3), slice(0))
+    assert attack(tmp_path, "none", "paper", "--target", "probe") == 0
+    assert "paper: this model answers none of the 3 requests" in capsys.readouterr().err
+    assert [(row["model"], row["n"]) for row in json.loads(
+        (tmp_path / "summary.json").read_text())] == [("none", 3)]
+
+
+def test_only_what_both_models_answer_is_begun_from_another(tmp_path, monkeypatch, capsys):
+    knowing(monkeypatch, slice(0, 2), slice(1, 3))
+    assert attack(tmp_path, "none", "--target", "probe") == 0
+    assert attack(tmp_path, "paper", "--target", "probe", "--start-from", "none") == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [(row["model"], row["n"], row["left_out"]) for row in rows] == [
+        ("none", 2, 1), ("paper", 1, 2)]
+    knowing(monkeypatch, slice(0, 1), slice(1, 2))
+    assert attack(tmp_path, "paper", "--target", "probe", "--start-from", "none") == 2
+    assert "paper and none answer no request alike" in capsys.readouterr().err
+
+
+def test_a_universal_suffix_asks_for_no_more_samples_than_there_are(tmp_path, monkeypatch, capsys):
+    words = ["universal", "none", "--steps", "1", "--found-on", "2", "--split", "validation",
+             "--folder", str(tmp_path)]
+    assert cli.main([*words, "--n", "100000"]) == 2
+    assert "--n 100000 and --found-on 2 ask for 100002 samples" in capsys.readouterr().err
+    knowing(monkeypatch, slice(0), slice(0))
+    assert cli.main([*words, "--n", "3"]) == 2
+    assert "answers none of the 1 requests" in capsys.readouterr().err
+
+
+def test_a_radius_is_refused_before_any_search(tmp_path, capsys):
+    assert attack(tmp_path, "none", "--attackers", "gcg,embeddings", "--radii=1,-1") == 2
+    assert "radius is -1.0" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_search_begins_with_what_was_found_on_another_model(tmp_path, capsys):

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import tokenizer_kinds as kinds
 import torch
-from hostile import ALL, harmless
+from hostile import ALL, HOSTILE, harmless
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
@@ -381,6 +381,15 @@ def test_the_card_has_the_runs_table_if_there_is_one(tmp_path):
     text = export.card(foreign, ALL, "adapter", 1.0, "bf16", False,
                        export.table(foreign, None), found)
     assert text.count("window.attacked") >= 12 and harmless(text)
+
+
+def test_a_recipe_on_a_card_does_not_end_its_block(tmp_path):
+    config = RunConfig(output=f"\n```\n\n{HOSTILE[1]}\n```yaml\n")
+    config.to_yaml(tmp_path / "config.yaml")
+    source = replace(application.find("secalign"), folder=tmp_path, config=config)
+    text = export.card(source, "mine", "merged", 1.0, "bf16", False, "", checked())
+    assert "window.attacked" in text and harmless(text)
+    assert text.partition("## Recipe")[2].partition("## Limits")[0].count("```") == 2
 
 
 @pytest.mark.parametrize(("measured", "words"), [

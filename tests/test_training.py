@@ -172,6 +172,19 @@ def test_a_loss_far_above_that_of_the_first_step_is_refused():
         training.refuse_diverged({"step": 7, "loss": 1234.0}, 0.69)
 
 
+def test_a_run_whose_loss_grows_stops_with_its_step(tiny_config, monkeypatch):
+    own, calls = training.preference.LOSSES["dpo"], []
+
+    def grows(scores, beta):
+        calls.append(1)
+        return own(scores, beta) * 100 ** (len(calls) - 1)
+
+    monkeypatch.setitem(training.preference.LOSSES, "dpo", grows)
+    with pytest.raises(ValueError, match=r"the loss grew from .* at step 2; lower learning_rate"):
+        run_of(dataclasses.replace(tiny_config, four_bit=False), n_pairs=24)
+    assert not (training.Path(tiny_config.output) / "adapter").exists()
+
+
 def test_a_shift_is_both_scores_of_the_pairs(secured):
     rows = logprobs.encode_pairs(secured, training.probe_pairs(RunConfig(), "heldout", 20),
                                  256)

@@ -17,7 +17,7 @@ model obeyed it, and what it cost. `item` is one of `evaluation.attacked_items` 
 """
 
 from . import runs, search
-from .continuous import Reached, continuous, embeddings
+from .continuous import Reached, continuous, embeddings, refuse_radius
 from .gcg import gcg
 from .random_search import random_search
 from .runs import BUDGETS, SHOWN, asr, attack_file, shipped, summary, table
@@ -41,6 +41,7 @@ WITH_START = frozenset(("gcg", "random"))
 __all__ = [
     "ATTACKERS", "BUDGETS", "Budget", "Outcome", "Progress", "Reached", "SEARCHES", "SHOWN",
     "Step", "Universal", "WITH_BLANK", "WITH_START", "along", "asr", "attack_file", "continuous",
-    "embeddings", "gcg", "judge", "random_search", "runs", "search", "shipped", "spread",
-    "strategies", "summary", "table", "transfer", "transfer_table", "universal", "warm_start",
+    "embeddings", "gcg", "judge", "random_search", "runs", "refuse_radius", "search", "shipped",
+    "spread", "strategies", "summary", "table", "transfer", "transfer_table", "universal",
+    "warm_start",
 ]

@@ -49,8 +49,7 @@ def continuous(bundle: Bundle, item: Item, radius: float = 1.0, moves: int = 100
     tokens that the blank begins with. Raises ValueError as `blanks.make` does, and for a radius
     that is no number above 0.
     """
-    if not 0 < radius < float("inf"):
-        raise ValueError(f"radius is {radius}; give a number above 0")
+    refuse_radius(radius)
     blank = blanks.make(bundle, item, side, size, seed)
     limit = radius * adversary.root_mean_square(bundle)
     step, lowest = STEP * limit / max(1, moves), float("inf")
@@ -68,6 +67,12 @@ def continuous(bundle: Bundle, item: Item, radius: float = 1.0, moves: int = 100
                 return Reached(bool(said), move, lowest)
             slope, = torch.autograd.grad(loss, offsets)
             offsets = (offsets.detach() - step * slope.sign()).clamp(-limit, limit)
+
+
+def refuse_radius(radius: float) -> None:
+    """Raises ValueError for a radius that is no number above 0."""
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius is {radius}; give a number above 0")
 
 
 def embeddings(bundle: Bundle, item: Item, budget: Budget = USUAL, seed: int = 0,

@@ -68,7 +68,11 @@ def recipe_of(source: Source) -> str:
         from ..config import RECIPES
 
         config = (RECIPES / f"{source.name}.yaml").read_text(encoding="utf-8")
-    return f"```yaml\n{config.strip()}\n```" if config else "Unknown: the adapter came without one."
+    if not config:
+        return "Unknown: the adapter came without one."
+    # nothing ends the block before its end
+    config = visible(config.strip()).replace("`", "'").replace("<", "&lt;")
+    return f"```yaml\n{config}\n```"
 
 
 def card(source: Source, title: str, kind: str, strength: float, dtype: str, four_bit: bool,

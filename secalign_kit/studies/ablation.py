@@ -17,6 +17,8 @@ only large differences show. What is best here need not be best for longer train
 
 import argparse
 import multiprocessing
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -83,7 +85,7 @@ def measure(bundle: Bundle, folder: Path, name: str, n: int, steps: int, attacke
     """What a model's row has beside its settings, of the validation split.
 
     GCG searches on `n` samples with so many `steps`; fixed attacks are tried on `attacked` ones.
-    Raises ValueError for a number below 1.
+    Raises ValueError for a number of samples below 1.
     """
     budget = attackers.Budget(steps, 48)
     searched = [item for item in evaluation.evaluation_items(
@@ -109,12 +111,19 @@ def ablate(folder: Path, pairs: int = 4800, n: int = 16, steps: int = 50,
            jobs: int = 1) -> list[dict]:
     """The rows of all variants, by so many processes at once, each with one thread."""
     jobs_ = [(name, config, n, steps) for name, config in variants(folder, pairs).items()]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _as_worker) as pool:
         return list(pool.map(row, *zip(*jobs_, strict=True)))
 
 
-def _one_thread() -> None:
+def _as_worker() -> None:
+    """One thread, and an end with the study, killed or not: nothing holds a folder after it."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(143)
 
 
 def markdown(rows: list[dict]) -> str:

@@ -79,7 +79,7 @@ def short_markdown(summary: dict) -> str:
     add("the attackers' requests given as instructions: followed (*retention*)", "retention")
     cells: list[tuple] = [(words, f"{found[0].n:,}", *(rate.interval() for rate in found))
                           for words, found in rows]
-    cells += [(words, summary["logprob_pairs"], f"{before:.2f}", f"{after:.2f}")
+    cells += [(words, int(summary["logprob_pairs"]), f"{before:.2f}", f"{after:.2f}")
               for words, before, after in _shifts(summary)]
     return table(("held-out test", "n", "insecure", "secure"), cells) + "\n"
 
