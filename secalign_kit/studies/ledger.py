@@ -426,9 +426,10 @@ def hidden(e: Evidence) -> Finding:
     radius = f"radius {REACH:g}, suffix, end"
     reached = e.adapter("secalign_adaptive", "embeddings", LATE, radius)
     gcg, blind = (e.adapter("secalign_adaptive", who, LATE) for who in ("gcg", "random"))
+    control = e.adapter("secalign", "random", LATE)
     return (f"against secalign_adaptive within {LATE} steps: embeddings that move freely within "
             f"{REACH:g} root mean squares {reached}; GCG {gcg}; random search, without gradients, "
-            f"{blind}", _if(reached.value == 1.0 and not apart(blind, gcg)),
+            f"{blind}, and against secalign {control}", _if(reached.value == 1.0 and not apart(blind, gcg)),
             "asked: free embeddings reach every sample, and a search without gradients does no "
             "better than GCG (Athalye et al., 1802.00420)")
 
