@@ -120,10 +120,10 @@ def smollm():
 
 
 def test_the_real_model_answers(smollm):
-    asked = [("What is the capital of France?", ""),
-             ("Name the capital of Italy.", ""), ("What is the opposite of hot?", "")]
-    paris, rome, cold = evaluation.generate(smollm, asked, max_new_tokens=16)
-    assert "Paris" in paris and "Rome" in rome and "cold" in cold.lower()
+    asked = [("What is the capital of France?", ""), ("Name the capital of Japan.", ""),
+             ("What is the opposite of hot?", "")]
+    paris, tokyo, cold = evaluation.generate(smollm, asked, max_new_tokens=16)
+    assert "Paris" in paris and "Tokyo" in tokyo and "cold" in cold.lower()
 
 
 def test_the_real_models_prompt_is_its_templates(smollm):
