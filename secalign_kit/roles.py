@@ -175,14 +175,16 @@ class Beside:
         return part.modules_to_save[part.active_adapters[0]].weight
 
     def __call__(self, input_ids=None, inputs_embeds=None, **given):
+        # a decoder is given its cache under the first name since transformers 5.24
+        kept = "cache" if "cache" in given else "past_key_values"
         if (weight := self.weight) is None:
             return self.own(input_ids=input_ids, inputs_embeds=inputs_embeds, **given)
         vectors = inputs_embeds
         if vectors is None:
             vectors = self.decoder.get_input_embeddings()(input_ids)
         if self.name == "defensive_tokens":
-            return self._behind(weight.to(vectors.dtype), vectors, **given)
-        data = self._data(input_ids, vectors, **given)
+            return self._behind(weight.to(vectors.dtype), vectors, kept, **given)
+        data = self._data(input_ids, vectors, given.get("attention_mask"), given.get(kept))
         if self.name == "role_embedding":
             vectors = vectors + weight.to(vectors.dtype)[data.long()]
         elif self.name == "role_rotation":
@@ -208,11 +210,10 @@ class Beside:
     # --- which tokens are data --------------------------------------------------------------------
 
     @torch.no_grad()
-    def _data(self, ids, vectors: torch.Tensor, attention_mask=None, past_key_values=None,
-              **_) -> torch.Tensor:
+    def _data(self, ids, vectors: torch.Tensor, attention_mask, cache) -> torch.Tensor:
         """Which of the tokens [B, T] are data; those before them are taken from the cache."""
         codes, real = self._codes(ids, vectors), no_padding(attention_mask, vectors)
-        if (cache := past_key_values) is not None:
+        if cache is not None:
             place = len(self.decoder.layers)
             lost = cache.layer_class_to_replicate is None or (
                 cache.get_seq_length() > 0 and len(cache.layers) <= place)
@@ -236,11 +237,14 @@ class Beside:
 
     # --- tokens before the prompt -----------------------------------------------------------------
 
-    def _behind(self, weight: torch.Tensor, vectors: torch.Tensor, attention_mask=None,
-                position_ids=None, past_key_values=None, **given):
-        """The forward pass behind the tokens [n, H], whose hidden states are left out."""
+    def _behind(self, weight: torch.Tensor, vectors: torch.Tensor, kept: str, attention_mask=None,
+                position_ids=None, **given):
+        """The forward pass behind the tokens [n, H], whose hidden states are left out.
+
+        `kept` is the cache's name among what is given.
+        """
         n, rows = len(weight), len(vectors)
-        first = past_key_values is None or past_key_values.get_seq_length() == 0
+        first = (cache := given.get(kept)) is None or cache.get_seq_length() == 0
         if position_ids is not None:
             position_ids = position_ids + n
         if first:
@@ -251,7 +255,7 @@ class Beside:
         if attention_mask is not None:
             attention_mask = shown(attention_mask, n, first)
         out = self.own(inputs_embeds=vectors, attention_mask=attention_mask,
-                       position_ids=position_ids, past_key_values=past_key_values, **given)
+                       position_ids=position_ids, **given)
         start = n * first
         out.last_hidden_state = out.last_hidden_state[:, start:]
         if out.attentions:

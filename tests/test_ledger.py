@@ -41,6 +41,7 @@ def searched(changes=None) -> dict:
     changes = changes or {}
     rows = {("secalign", "gcg", "suffix, end"): (20, 80),
             ("secalign", "warm_start", "suffix, end"): (99,),
+            ("secalign", "random", "suffix, end"): (9, 40),
             ("secalign_adaptive", "random", "suffix, end"): (0,),
             ("secalign_adaptive", "embeddings", "radius 4, suffix, end"): (100,)}
     for where in ("suffix, end", "prefix, end", "around, end", "suffix, start", "prefix, start",

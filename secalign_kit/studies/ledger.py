@@ -429,7 +429,8 @@ def hidden(e: Evidence) -> Finding:
     control = e.adapter("secalign", "random", LATE)
     return (f"against secalign_adaptive within {LATE} steps: embeddings that move freely within "
             f"{REACH:g} root mean squares {reached}; GCG {gcg}; random search, without gradients, "
-            f"{blind}, and against secalign {control}", _if(reached.value == 1.0 and not apart(blind, gcg)),
+            f"{blind}, and against secalign {control}",
+            _if(reached.value == 1.0 and not apart(blind, gcg)),
             "asked: free embeddings reach every sample, and a search without gradients does no "
             "better than GCG (Athalye et al., 1802.00420)")
 
