@@ -496,8 +496,8 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
     from . import attackers, evaluation
 
     bundle = _victim(name, arguments, four_bit=arguments.four_bit)
-    which = {name: getattr(arguments, name) for name in ("split", "n", "position", "target",
-                                                         "samples")}
+    which = {key: getattr(arguments, key) for key in ("split", "n", "position", "target",
+                                                      "samples")}
     whole, asked = _attacked(name, bundle, **which)
     if weaker:  # whose searches are begun with
         known = {*_attacked(arguments.start_from, weaker, **which)[1]}

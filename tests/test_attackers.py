@@ -491,6 +491,21 @@ def test_the_document_shows_the_shipped_summaries():
         assert found["n"] >= len(found["successes"]) and found["queries"] >= found["n"]
 
 
+def test_the_readme_shows_the_shipped_searches():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = {(row["model"], row["where"]): row
+             for row in [*attackers.shipped(), *attackers.shipped("smollm2")]
+             if row["attacker"] == "gcg"}
+    for models_, where, budgets in (
+            (("secalign", "secalign_adaptive"), "suffix, end", (50, 500)),
+            (("secalign", "secalign_adaptive"), "prefix, start", (100,)),
+            (("smollm2_secalign", "smollm2_secalign, attacker in the loop"),
+             "suffix, end, wants probe", (50,))):
+        for steps in budgets:
+            before, after = (attackers.asr(found[name, where], steps) for name in models_)
+            assert f"{steps} steps | {before} | {after} |" in text
+
+
 def test_the_command_prints_the_table_and_keeps_its_evidence(tmp_path, capsys):
     arguments = ["attack", "none", "--n", "2", "--steps", "3", "--candidates", "12", "--size", "6",
                  "--attackers", "random,strategies", "--position", "start", "--split",
