@@ -41,8 +41,8 @@ real-seeds: $(STAMP)
 
 # a process for each core, four at most, with a thread each; what was skipped is said
 # (nproc would obey OMP_NUM_THREADS)
-CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-PARALLEL := -n $(CORES) --maxprocesses 4 --dist worksteal -rs
+CORES = $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+PARALLEL = -n $(CORES) --maxprocesses 4 --dist worksteal -rs
 test versions newest: export OMP_NUM_THREADS = 1
 test versions newest: export HF_HUB_OFFLINE = 1
 test: $(STAMP)

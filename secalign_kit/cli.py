@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -401,7 +400,8 @@ def _free_text(bundle, items: list, records: list[dict], defense: str, arguments
 )
 def attack(arguments) -> None:
     if os.environ.pop(JOB, ""):
-        _end_with_parent()
+        # the command holds this input open and writes nothing to it; the system closes it
+        ranks.end_after(lambda: os.read(0, 1))
     from . import attackers
 
     attackers.Budget(arguments.steps, arguments.candidates)  # refuses what is none
@@ -476,18 +476,6 @@ def _started_jobs(typed: list[str], n: int) -> list[subprocess.Popen]:
             for k in range(1, n + 1)]
 
 
-def _end_with_parent() -> None:
-    """Ends this process as soon as the one that started it is gone, killed or not.
-
-    The other one holds the standard input open and writes nothing to it; the system closes it.
-    """
-    def wait() -> None:
-        os.read(0, 1)
-        os._exit(143)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def _searched(name: str, weaker, arguments) -> Iterator[dict]:
     """A row of the summary for each attacker, place and radius, against one model.
 
@@ -502,9 +490,9 @@ def _searched(name: str, weaker, arguments) -> Iterator[dict]:
     if weaker:  # whose searches are begun with
         known = {*_attacked(arguments.start_from, weaker, **which)[1]}
         asked = [item for item in asked if item in known]
-    if not asked:
-        raise Unanswered(f"{name} and {arguments.start_from} answer no request alike; leave out "
-                         "--start-from")
+        if not asked:
+            raise Unanswered(f"{name} and {arguments.start_from} answer no request alike; leave "
+                             "out --start-from")
     for place in dict.fromkeys(item.position for item in asked):
         here = [item for item in asked if item.position == place]
         left_out = sum(item.position == place for item in whole) - len(here)

@@ -3,13 +3,15 @@
 One datum: of `each([a, b, c], f)` on two ranks, the first computes `f([a, c])`, the second
 `f([b])`, and both get the three results in order.
 
-Each rank runs the same program on a device of its own. What is below is called by all of them, or
-the others wait for the one that does not; with one process, nothing is sent anywhere. The first
-rank alone writes files. If a rank fails, its launcher ends the others, and the whole fails.
+Each rank runs the same program on a device of its own. What is below, except `end_after`, is called
+by all of them, or the others wait for the one that does not; with one process, nothing is sent
+anywhere. The first rank alone writes files. If a rank fails, its launcher ends the others, and the
+whole fails.
 """
 
 import datetime
 import os
+import threading
 from collections.abc import Callable, Hashable, Sequence
 
 PATIENCE = datetime.timedelta(hours=4)  # for a rank with longer texts, not for a dead one
@@ -89,3 +91,15 @@ def refuse_uneven(batch_size: int) -> None:
     if batch_size % count():
         raise ValueError(f"batch_size is {batch_size}, the pairs of all ranks together, and there "
                          f"are {count()} ranks; choose a multiple of {count()}")
+
+
+def end_after(wait: Callable[[], object]) -> None:
+    """Ends this process as soon as `wait` returns, whatever else it is doing.
+
+    For a process that belongs to another, killed or not: `wait` returns when that one is gone.
+    """
+    def end() -> None:
+        wait()
+        os._exit(143)
+
+    threading.Thread(target=end, daemon=True).start()

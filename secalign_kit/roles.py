@@ -175,10 +175,10 @@ class Beside:
         return part.modules_to_save[part.active_adapters[0]].weight
 
     def __call__(self, input_ids=None, inputs_embeds=None, **given):
-        # a decoder is given its cache under the first name since transformers 5.24
-        kept = "cache" if "cache" in given else "past_key_values"
         if (weight := self.weight) is None:
             return self.own(input_ids=input_ids, inputs_embeds=inputs_embeds, **given)
+        # a decoder is given its cache under the first name since transformers 5.24
+        kept = "cache" if "cache" in given else "past_key_values"
         vectors = inputs_embeds
         if vectors is None:
             vectors = self.decoder.get_input_embeddings()(input_ids)

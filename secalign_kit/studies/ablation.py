@@ -17,15 +17,13 @@ only large differences show. What is best here need not be best for longer train
 
 import argparse
 import multiprocessing
-import os
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from .. import attackers, evaluation, figures, models, training
+from .. import attackers, evaluation, figures, models, ranks, training
 from ..config import RunConfig, recipe
 from ..evaluation import Rate
 from ..markdown import table
@@ -118,12 +116,7 @@ def ablate(folder: Path, pairs: int = 4800, n: int = 16, steps: int = 50,
 def _as_worker() -> None:
     """One thread, and an end with the study, killed or not: nothing holds a folder after it."""
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(143)
+    ranks.end_after(multiprocessing.parent_process().join)
 
 
 def markdown(rows: list[dict]) -> str:
